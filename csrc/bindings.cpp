@@ -1,0 +1,132 @@
+// padkern._C: raw pointers, sizes and strides in, ValueError text out; nothing else lives here.
+// A new op adds its header, one wrapper and one m.def.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/isa.h"
+#include "common/parallel.h"
+#include "common/status.h"
+#include "mkmmd/mkmmd.h"
+#include "triple_expert/gated_bce.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class P>
+P pointer(uintptr_t address) {
+  return reinterpret_cast<P>(address);
+}
+
+// An empty string means success; the Python launcher raises anything else.
+std::string text(const padkern::Status& status) { return status.ok ? "" : status.message; }
+
+void set_parallel(uintptr_t parallel_for, uintptr_t num_threads) {
+  padkern::set_parallel(pointer<padkern::ParallelForFn>(parallel_for),
+                        pointer<padkern::NumThreadsFn>(num_threads));
+}
+
+py::dict isa() {
+  padkern::Isa chosen;
+  const char* error;
+  const bool ok = padkern::chosen_isa(&chosen, &error);
+  py::dict out;
+  out["detected"] = padkern::isa_name(padkern::detected_isa());
+  out["chosen"] = ok ? py::object(py::str(padkern::isa_name(chosen))) : py::object(py::none());
+  out["error"] = ok ? "" : error;
+  return out;
+}
+
+int64_t mkmmd_workspace_bytes(int dtype, int64_t n, int64_t m, int64_t dim, bool gradient) {
+  return padkern::mkmmd_workspace_bytes(static_cast<padkern::MkmmdDtype>(dtype), n, m, dim,
+                                        gradient);
+}
+
+// A sample is (data, weight, rows, row_stride, column_stride, weight_stride, gradient).
+using SampleTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, uintptr_t>;
+
+padkern::MkmmdSample sample(const SampleTuple& in) {
+  padkern::MkmmdSample out;
+  out.data = pointer<const void*>(std::get<0>(in));
+  out.weight = pointer<const void*>(std::get<1>(in));
+  out.rows = std::get<2>(in);
+  out.row_stride = std::get<3>(in);
+  out.column_stride = std::get<4>(in);
+  out.weight_stride = std::get<5>(in);
+  out.gradient = pointer<void*>(std::get<6>(in));
+  return out;
+}
+
+std::string mkmmd_cpu(int dtype, int estimator, const SampleTuple& source,
+                      const SampleTuple& target, int64_t dim, const std::vector<double>& alphas,
+                      uintptr_t sigma_sq, bool want_gradient, uintptr_t value,
+                      uintptr_t sigma_gradient, uintptr_t workspace, int64_t workspace_bytes) {
+  padkern::MkmmdParams params;
+  params.dtype = static_cast<padkern::MkmmdDtype>(dtype);
+  params.estimator = static_cast<padkern::MkmmdEstimator>(estimator);
+  params.source = sample(source);
+  params.target = sample(target);
+  params.dim = dim;
+  params.alphas = alphas.data();
+  params.num_alphas = static_cast<int64_t>(alphas.size());
+  params.sigma_sq = pointer<const double*>(sigma_sq);
+  params.want_gradient = want_gradient;
+  params.value = pointer<void*>(value);
+  params.sigma_gradient = pointer<double*>(sigma_gradient);
+  params.workspace = pointer<void*>(workspace);
+  params.workspace_bytes = workspace_bytes;
+  py::gil_scoped_release release;
+  return text(padkern::mkmmd_cpu(params));
+}
+
+// sizes: tokens, experts, dim, rows, bins, negatives. users and tables are (data, outer stride,
+// inner stride), ids (positives, negatives, valid), outputs (value, d_users, d_tables, d_gate).
+using StridedTuple = std::tuple<uintptr_t, int64_t, int64_t>;
+using IdsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t>;
+using OutputsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+
+std::string gated_bce_cpu(
+    int dtype, const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& sizes,
+    const StridedTuple& users, const StridedTuple& tables, uintptr_t gate, uintptr_t item_bins,
+    const IdsTuple& ids, bool want_gradient, const OutputsTuple& outputs) {
+  padkern::GatedBceParams params;
+  params.dtype = static_cast<padkern::GatedBceDtype>(dtype);
+  std::tie(params.tokens, params.experts, params.dim, params.rows, params.bins, params.negatives) =
+      sizes;
+  params.users = pointer<const void*>(std::get<0>(users));
+  params.user_token_stride = std::get<1>(users);
+  params.user_expert_stride = std::get<2>(users);
+  params.tables = pointer<const void*>(std::get<0>(tables));
+  params.table_expert_stride = std::get<1>(tables);
+  params.table_row_stride = std::get<2>(tables);
+  params.gate = pointer<const void*>(gate);
+  params.item_bins = pointer<const int64_t*>(item_bins);
+  params.positive_ids = pointer<const int64_t*>(std::get<0>(ids));
+  params.negative_ids = pointer<const int64_t*>(std::get<1>(ids));
+  params.valid = pointer<const uint8_t*>(std::get<2>(ids));
+  params.want_gradient = want_gradient;
+  params.value = pointer<void*>(std::get<0>(outputs));
+  params.d_users = pointer<void*>(std::get<1>(outputs));
+  params.d_tables = pointer<void*>(std::get<2>(outputs));
+  params.d_gate = pointer<void*>(std::get<3>(outputs));
+  py::gil_scoped_release release;
+  return text(padkern::gated_bce_cpu(params));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "padkern's CPU kernels; called through the launchers in padkern.ops";
+  m.attr("__version__") = PADKERN_VERSION;
+  m.def("set_parallel", &set_parallel);
+  m.def("num_threads", &padkern::num_threads);
+  m.def("isa", &isa);
+  m.def("mkmmd_workspace_bytes", &mkmmd_workspace_bytes);
+  m.def("mkmmd_cpu", &mkmmd_cpu);
+  m.def("gated_bce_cpu", &gated_bce_cpu);
+}

@@ -1,0 +1,37 @@
+"""padkern: fused kernels, three-phase PAD training and honest evaluation for recommenders.
+
+The names below are loaded on first use, so ``import padkern`` stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["MKMMDLoss", "TripleExpert", "__version__", "mkmmd_loss"]
+
+_LAZY = {
+    "mkmmd_loss": "padkern.functional",
+    "MKMMDLoss": "padkern.modules",
+    "TripleExpert": "padkern.models.triple_expert",
+}
+
+if TYPE_CHECKING:
+    from padkern.functional import mkmmd_loss
+    from padkern.models.triple_expert import TripleExpert
+    from padkern.modules import MKMMDLoss
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'padkern' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,322 @@
+"""The command line. Everything heavy is imported inside the commands, so ``--help`` stays fast.
+
+Exit codes: 0 done, 1 another failure, 2 usage, 3 data, 4 checkpoint or run folder, 5 environment,
+130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from padkern.errors import EnvError, PadkernError, UsageError
+
+app = typer.Typer(
+    name="padkern",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="PAD for sequential recommendation: train in three phases, evaluate honestly, recommend.",
+    epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 checkpoint, 5 environment.",
+)
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DIR|NAME",
+        help="Folder or file of a data set, or a name: completejourney, prime_pantry, or a folder "
+        "under PADKERN_DATA.",
+    ),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+Device = Annotated[
+    str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=COLUMN",
+        help="Column of the input tables: user, item, timestamp (or none), rating, items, "
+        "catalog_item, text.",
+    ),
+]
+Filter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        metavar="NAME=VALUE",
+        help="min_rating, first_only, drop_consecutive_repeats, k_core, user_core, item_core, "
+        "min_user_length, keep_last, max_users.",
+    ),
+]
+BadRows = Annotated[
+    str,
+    typer.Option(
+        metavar="error|skip|quarantine",
+        help="Stop at the first bad input row, drop bad rows, or drop them into a file.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override configuration values."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Both are handled before parsing; they are declared here for ``--help``."""
+
+
+@app.command()
+def run(
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder to make.")],
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|MATRIX",
+            help="Text encoder (wordllama, minilm, a folder or a hub name) or a matrix file (.npy, "
+            ".safetensors, .parquet). Default: wordllama for completejourney, else minilm.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="clean|parity",
+            help="clean: the method at its best (default); parity: what the authors' code does.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    seed: Annotated[int | None, typer.Option(help="Root of all random draws.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run, with the same result.")
+    ] = False,
+    set_: Overrides = None,
+    on_bad_rows: BadRows = "error",
+    columns: Columns = None,
+    filter_: Filter = None,
+    no_mask_repeats: Annotated[
+        bool, typer.Option("--no-mask-repeats", help="Keep a user's own history as candidates.")
+    ] = False,
+    shuffle_text: Annotated[
+        bool,
+        typer.Option("--shuffle-text", help="Control: permute the text vectors among the items."),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train PAD, compare it with six rivals, write a report."""
+    from padkern.pad import workflow
+
+    request = workflow.Request(
+        data=data,
+        text=text,
+        preset=preset,
+        seed=seed,
+        overrides=list(set_ or ()) + (["evaluation.mask_repeats=false"] if no_mask_repeats else []),
+        device=device,
+        on_bad_rows=on_bad_rows,
+        columns=list(columns or ()),
+        filters=list(filter_ or ()),
+        shuffle_text=shuffle_text,
+    )
+    with _reporter(quiet) as reporter:
+        workflow.train(request, out, resume=resume, reporter=reporter)
+
+
+@app.command()
+def embed(
+    data: Data,
+    text: Annotated[
+        str, typer.Option(metavar="MODEL", help="wordllama, minilm, a folder or a hub name.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help=".npy, .safetensors or .parquet.")],
+    pooling: Annotated[str, typer.Option(metavar="mean|last|cls", help="Token pooling.")] = "mean",
+    max_tokens: Annotated[int | None, typer.Option(help="Longer texts are cut.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens per batch.")] = 4096,
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|bfloat16|float16", help="Of the encoder.")
+    ] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Of a hub model.")] = None,
+    normalize: Annotated[bool, typer.Option(help="Unit length for each vector.")] = True,
+    center: Annotated[bool, typer.Option("--center", help="Subtract the mean vector.")] = False,
+    pca: Annotated[int | None, typer.Option(help="Principal components kept.")] = None,
+    whiten: Annotated[
+        float, typer.Option(help="0 none to 1 full whitening; above 0 it also centres.")
+    ] = 0.0,
+    device: Device = "auto",
+    on_bad_rows: BadRows = "error",
+    columns: Columns = None,
+    cache: Annotated[bool, typer.Option(help="Reuse and keep finished vectors.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn item texts into a matrix file."""
+    from padkern.pad import workflow
+
+    with _reporter(quiet) as reporter:
+        workflow.embed(
+            data,
+            text,
+            out,
+            options={
+                "pooling": pooling,
+                "max_tokens": max_tokens,
+                "batch_tokens": batch_tokens,
+                "dtype": dtype,
+                "revision": revision,
+                "normalize": normalize,
+            },
+            transform={"center": center, "pca": pca, "whiten": whiten},
+            device=device,
+            on_bad_rows=on_bad_rows,
+            columns=list(columns or ()),
+            cache=cache,
+            force=force,
+            reporter=reporter,
+        )
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(metavar="test|valid", help="Held-out part.")] = "test",
+    row: Annotated[str, typer.Option(help="Row of the comparison table.")] = "pad",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print every metric of a stored model."""
+    from padkern.pad.show import show_evaluation
+
+    show_evaluation(run, split, row, as_json)
+
+
+@app.command()
+def recommend(
+    run: Run,
+    user: Annotated[str | None, typer.Option(metavar="ID", help="A user of the run.")] = None,
+    history: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Item ids, oldest first, in place of a user."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of items.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend items, with the share of each expert."""
+    from padkern.pad.show import show_recommendations
+
+    if (user is None) == (history is None):
+        raise UsageError("give either --user ID or --history A,B,C")
+    show_recommendations(run, user, history, k, as_json)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the HTML report of a run again."""
+    from padkern.pad.folder import RunFolder
+    from padkern.pad.report import write_report
+
+    typer.echo(str(write_report(RunFolder(run, create=False))))
+
+
+@app.command()
+def config(
+    preset: Annotated[str, typer.Option(metavar="clean|parity", help="Preset.")] = "clean",
+    set_: Overrides = None,
+) -> None:
+    """Show a configuration as YAML."""
+    from padkern.pad import workflow
+
+    typer.echo(workflow.resolve_config(preset, None, list(set_ or ())).to_yaml(), nl=False)
+
+
+@app.command()
+def env() -> None:
+    """Print facts to paste into a bug report."""
+    from padkern.environment import facts, format_facts
+
+    typer.echo(format_facts(facts()))
+
+
+@contextlib.contextmanager
+def _reporter(quiet: bool) -> Iterator[Any]:
+    """A reporter; the terminal is restored even when the process is terminated."""
+    from padkern.pad.progress import make_reporter
+
+    if quiet:
+        logging.getLogger("padkern").setLevel(logging.ERROR)
+    reporter = make_reporter(quiet)
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _spread(argv: list[str]) -> list[str]:
+    """Lets one ``--set`` take several ``a.b=c``."""
+    spread: list[str] = []
+    setting = False
+    for word in argv:
+        if setting and "=" in word and not word.startswith("-") and spread[-1] != "--set":
+            spread.append("--set")
+        if word == "--set":
+            setting = True
+        elif word.startswith("-") or "=" not in word:
+            setting = False
+        spread.append(word)
+    return spread
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; errors are one line on standard error."""
+    words = _spread(list(sys.argv[1:] if argv is None else argv))
+    if words[:1] == ["--version"]:
+        from padkern import __version__
+
+        print(f"padkern {__version__}")
+        return 0
+    debug = "--debug" in words
+    logging.basicConfig(format="padkern: %(message)s", level=logging.WARNING)
+    try:
+        app(args=[word for word in words if word != "--debug"], prog_name="padkern")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:  # the reader of our output went away, as with | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, PadkernError):
+            return _fail(str(error), error.exit_code)
+        if isinstance(error, ImportError):
+            return _fail(f"a package is missing or broken: {error}", EnvError.exit_code)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return _fail(f"out of memory: {error}", EnvError.exit_code)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"padkern: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

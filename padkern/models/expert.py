@@ -1,0 +1,219 @@
+"""One expert: item tower (what an item is) and encoder (what a user wants next)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from padkern.data.batch import PackedSequences
+from padkern.models.sasrec import SASRec
+
+TOWER_KINDS = ("id", "text", "fused")
+
+
+class TextProjection(nn.Module):
+    """Frozen text vectors to width d.
+
+    Args:
+        text_dim: width E of the text matrix.
+        dim: output width d.
+        hidden_layers: 0 gives one linear map without bias (``clean``: it keeps the geometry that
+            unseen items depend on); k > 0 gives the authors' GELU(Linear) followed by k times
+            (dropout, GELU(Linear)), whose outputs are never below -0.17.
+        dropout: between the hidden layers.
+    """
+
+    def __init__(
+        self, text_dim: int, dim: int, *, hidden_layers: int = 0, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        if hidden_layers == 0:
+            self.layers = nn.ModuleList([nn.Linear(text_dim, dim, bias=False)])
+        else:
+            self.layers = nn.ModuleList([nn.Linear(text_dim, dim)])
+            self.layers.extend(nn.Linear(dim, dim) for _ in range(hidden_layers))
+        self.drop = nn.Dropout(dropout)
+
+    def reset_parameters(self, text: Tensor) -> None:
+        """Scales the first map so that item vectors of ``text`` start with norm about 1."""
+        first = self.layers[0]
+        if len(self.layers) == 1:
+            norm = text[1:].norm(dim=1).mean().clamp_min(1e-6).item() if len(text) > 1 else 1.0
+            nn.init.normal_(first.weight, std=1.0 / (norm * math.sqrt(first.out_features)))
+            return
+        for layer in self.layers:
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, text: Tensor) -> Tensor:
+        x = self.layers[0](text)
+        if len(self.layers) == 1:
+            return x
+        x = F.gelu(x)
+        for layer in self.layers[1:]:
+            x = F.gelu(layer(self.drop(x)))
+        return x
+
+
+class ItemTower(nn.Module):
+    """Item vectors from IDs, from text, or from both.
+
+    Args:
+        kind: ``"id"``: one free vector per item; ``"text"``: projected text; ``"fused"``: both.
+        num_items: catalogue size N.
+        text_dim: width E of the text matrix (ignored by ``"id"``).
+        dim: width d.
+        fuse: how ``"fused"`` joins the two: ``"sum"``, or ``"cat"`` (the authors'
+            dropout, Linear(2d -> d), GELU on the concatenation).
+        hidden_layers: see :class:`TextProjection`.
+        dropout: inside the projection and the ``"cat"`` map.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        num_items: int,
+        text_dim: int,
+        dim: int,
+        *,
+        fuse: str = "sum",
+        hidden_layers: int = 0,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if kind not in TOWER_KINDS:
+            raise ValueError(f"kind must be one of {TOWER_KINDS}, got {kind!r}")
+        if fuse not in ("sum", "cat"):
+            raise ValueError(f"fuse must be 'sum' or 'cat', got {fuse!r}")
+        self.kind = kind
+        if kind != "text":
+            self.id = nn.Parameter(torch.zeros(num_items + 1, dim))
+        if kind != "id":
+            self.project = TextProjection(
+                text_dim, dim, hidden_layers=hidden_layers, dropout=dropout
+            )
+        self.join = None
+        if kind == "fused" and fuse == "cat":
+            self.join = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * dim, dim), nn.GELU())
+
+    def projected_text(self, text: Tensor) -> Tensor:
+        """``[N + 1, d]`` projected text; the padding row stays zero in the linear form."""
+        return self.project(text)
+
+    def forward(self, text: Tensor, id_scale: Tensor | None = None) -> Tensor:
+        """Vectors of the whole catalogue.
+
+        Args:
+            text: ``[N + 1, E]`` text matrix, row 0 zero.
+            id_scale: ``[N + 1]`` factor on the ID vectors; 0 makes an item look unseen.
+
+        Returns:
+            ``[N + 1, d]``.
+        """
+        if self.kind == "text":
+            return self.projected_text(text)
+        ids = self.id if id_scale is None else self.id * id_scale[:, None]
+        if self.kind == "id":
+            return ids
+        words = self.projected_text(text)
+        if self.join is None:
+            return ids + words
+        return self.join(torch.cat([ids, words], 1))
+
+
+class RecencyPool(nn.Module):
+    """Learned, lag-weighted sum of a sequence's item vectors.
+
+    The state of token t is ``sum_j w[t - j] x_j`` with w positive, starting at ``decay ** lag``:
+    the untrained text nearest-neighbour ranker, kept as a path beside the encoder because training
+    on warm items drifts away from the geometry that unseen items need.
+    """
+
+    def __init__(self, max_len: int, decay: float = 0.6) -> None:
+        super().__init__()
+        lags = torch.arange(max_len, dtype=torch.float32)
+        self.log_weight = nn.Parameter(lags * math.log(decay))
+        lag = lags[:, None] - lags[None, :]
+        self.register_buffer("lag", lag.clamp_min(0).long(), persistent=False)
+        self.register_buffer("causal", (lag >= 0).float(), persistent=False)
+
+    def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
+        width = packed.width
+        grid = x.new_zeros(packed.batch_size * width, x.shape[1])
+        grid = grid.index_copy(0, packed.grid, x).view(packed.batch_size, width, -1)
+        weight = self.log_weight.exp()[self.lag[:width, :width]] * self.causal[:width, :width]
+        return torch.matmul(weight, grid).reshape(-1, x.shape[1])[packed.grid]
+
+
+class Expert(nn.Module):
+    """Item tower and encoder that share the item vectors (inputs and candidates are one table).
+
+    Args:
+        tower: gives ``[N + 1, d]`` vectors.
+        encoder: packed item vectors to states.
+        pool_decay: adds a :class:`RecencyPool` path with this starting decay; ``None`` for none.
+        pool_scale: starting factor of that path.
+    """
+
+    def __init__(
+        self,
+        tower: ItemTower,
+        encoder: SASRec,
+        *,
+        pool_decay: float | None = None,
+        pool_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        self.encoder = encoder
+        self.pool = None if pool_decay is None else RecencyPool(encoder.max_len, pool_decay)
+        if self.pool is not None:
+            self.pool_scale = nn.Parameter(torch.tensor(float(pool_scale)))
+
+    def encode(self, table: Tensor, packed: PackedSequences) -> Tensor:
+        """``[T, d]`` states of packed tokens whose item vectors are rows of ``table``."""
+        x = table.index_select(0, packed.items)
+        state = self.encoder(x, packed)
+        if self.pool is not None:
+            state = state + self.pool_scale * self.pool(x, packed)
+        return state
+
+
+class TextSpaceExpert(nn.Module):
+    """Language expert that scores in the text space itself.
+
+    Items keep their frozen text vectors, so an item without a single interaction is scored by the
+    same geometry as any other. Only the user side learns: a recency-weighted sum of the history's
+    text vectors (at the start: the text nearest-neighbour ranker) plus a correction by an encoder
+    that works in width d and is mapped back, starting at zero.
+
+    Args:
+        text_dim: width E of the text matrix, and of states and item vectors.
+        encoder: encoder of width d.
+        pool_decay: starting decay of the recency weights.
+        pool_scale: starting factor of the recency path.
+    """
+
+    def __init__(
+        self, text_dim: int, encoder: SASRec, *, pool_decay: float = 0.6, pool_scale: float = 10.0
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.down = nn.Linear(text_dim, encoder.dim, bias=False)
+        self.up = nn.Linear(encoder.dim, text_dim, bias=False)
+        self.pool = RecencyPool(encoder.max_len, pool_decay)
+        self.pool_scale = nn.Parameter(torch.tensor(float(pool_scale)))
+        nn.init.normal_(self.down.weight, std=encoder.dim**-0.5)
+        nn.init.zeros_(self.up.weight)
+
+    def tower(self, text: Tensor, id_scale: Tensor | None = None) -> Tensor:
+        """``[N + 1, E]``: the text matrix itself; ``id_scale`` has nothing to act on."""
+        return text
+
+    def encode(self, table: Tensor, packed: PackedSequences) -> Tensor:
+        """``[T, E]`` states of packed tokens."""
+        x = table.index_select(0, packed.items)
+        return self.pool_scale * self.pool(x, packed) + self.up(self.encoder(self.down(x), packed))

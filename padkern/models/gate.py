@@ -1,0 +1,46 @@
+"""Gate on item frequency: how much each expert counts for the items of one frequency bin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+GATE_FORMS = ("scale", "sigmoid")
+
+
+class FrequencyGate(nn.Module):
+    """Table of expert weights per frequency bin of the candidate item.
+
+    The weights depend on the candidate alone, so three experts fold into one item matrix.
+
+    Args:
+        num_bins: highest bin index; bin 0 is padding.
+        num_experts: E.
+        form: ``"scale"``: weights are ``exp(logit)``, free positive scales, because scores of
+            different experts do not live on one scale; ``"sigmoid"``: the authors' sigmoid divided
+            by its sum over experts.
+    """
+
+    def __init__(self, num_bins: int, num_experts: int = 3, *, form: str = "scale") -> None:
+        super().__init__()
+        if form not in GATE_FORMS:
+            raise ValueError(f"form must be one of {GATE_FORMS}, got {form!r}")
+        self.form = form
+        self.logit = nn.Parameter(torch.zeros(num_bins + 1, num_experts))
+
+    @torch.no_grad()
+    def reset_parity(self, aligned: float = -4.0) -> None:
+        """The authors' start: ramps 1 to 0 (IDs), ``aligned`` to ``aligned - 1``, 0 to 1 (text)."""
+        ramp = torch.linspace(0, 1, len(self.logit), device=self.logit.device)
+        self.logit.copy_(torch.stack([1 - ramp, aligned - ramp, ramp], 1))
+
+    def weights(self) -> Tensor:
+        """``[num_bins + 1, E]`` positive weights."""
+        if self.form == "scale":
+            return self.logit.exp()
+        w = self.logit.sigmoid()
+        return w / w.sum(1, keepdim=True)
+
+    def forward(self, bins: Tensor) -> Tensor:
+        """``[n, E]`` weights of items in ``bins [n]``."""
+        return self.weights().index_select(0, bins)

@@ -1,0 +1,297 @@
+"""Experts under a frequency gate, and the scorers that evaluation and serving use.
+
+Score of item i for user state u: ``sum_e g_e(bin(i)) <u_e, v_e(i)>``. The gate sees the candidate
+only, so the sum folds into one inner product of ``[u_1; u_2; u_3]`` with ``[g_1 v_1; g_2 v_2;
+g_3 v_3]``: exact, and a single maximum-inner-product search at serving time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from padkern.data.batch import PackedSequences, pack, pack_ragged, unpad
+from padkern.models.build import build_expert
+from padkern.models.expert import Expert
+from padkern.models.gate import FrequencyGate
+from padkern.ops.catalogue_loss import catalogue_cross_entropy
+from padkern.ops.triple_expert import gated_bce_loss
+
+if TYPE_CHECKING:
+    from padkern.data.dataset import Ragged
+
+
+class ExpertModel(nn.Module):
+    """Any number of experts over one catalogue, mixed by a frequency gate when there are several.
+
+    Args:
+        experts: name -> :class:`Expert`, of any widths d_e.
+        text: ``[N + 1, E]`` frozen text matrix, row 0 zero.
+        item_bins: ``[N + 1]`` int64 frequency bin of every item, 0 for padding.
+        unseen_bin: bin of items without a training interaction. They get a zero ID vector and are
+            left out of training losses; ``None`` treats every item alike.
+        gate_form: see :class:`FrequencyGate`.
+        backend: of the gated binary cross-entropy.
+
+    Raises:
+        ValueError: shapes do not fit, or row 0 is not padding.
+    """
+
+    def __init__(
+        self,
+        experts: Mapping[str, Expert],
+        text: Tensor,
+        item_bins: Tensor,
+        *,
+        unseen_bin: int | None = None,
+        gate_form: str = "scale",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if text.ndim != 2:
+            raise ValueError(f"text must be [num_items + 1, E], got {list(text.shape)}")
+        if item_bins.shape != text.shape[:1]:
+            raise ValueError(
+                f"item_bins must be [{text.shape[0]}] like the rows of text, "
+                f"got {list(item_bins.shape)}"
+            )
+        if int(item_bins[0]) != 0 or int(item_bins.min()) < 0:
+            raise ValueError("item_bins must be >= 0 and 0 for padding (row 0)")
+        self.experts = nn.ModuleDict(experts)
+        self.backend = backend
+        self.unseen_bin = unseen_bin
+        bins = item_bins.to(torch.int64)
+        num_bins = max(int(bins.max()), unseen_bin or 0)
+        self.register_buffer("text", text.detach().to(torch.float32))
+        self.register_buffer("item_bins", bins)
+        seen = bins > 0 if unseen_bin is None else (bins > 0) & (bins != unseen_bin)
+        self.register_buffer("id_scale", seen.to(torch.float32))
+        self.gate = (
+            FrequencyGate(num_bins, len(self.experts), form=gate_form)
+            if len(self.experts) > 1
+            else None
+        )
+
+    @property
+    def num_items(self) -> int:
+        return self.text.shape[0] - 1
+
+    @property
+    def max_len(self) -> int:
+        return next(iter(self.experts.values())).encoder.max_len
+
+    def tables(self, hidden: Tensor | None = None) -> list[Tensor]:
+        """Item vectors ``[N + 1, d_e]`` of every expert.
+
+        Args:
+            hidden: ``[N + 1]`` bool, items to treat as unseen: their ID vectors count as zero.
+        """
+        scale = self.id_scale
+        if hidden is not None:
+            scale = scale.masked_fill(hidden, 0.0)
+        return [expert.tower(self.text, scale) for expert in self.experts.values()]
+
+    def encode(self, tables: Sequence[Tensor], packed: PackedSequences) -> Tensor:
+        """``[T, sum d_e]`` states of all tokens, the experts' states side by side."""
+        states = [
+            expert.encode(table, packed)
+            for expert, table in zip(self.experts.values(), tables, strict=True)
+        ]
+        return states[0] if len(states) == 1 else torch.cat(states, 1)
+
+    def bins(self, hidden: Tensor | None = None) -> Tensor:
+        """``[N + 1]`` bins, hidden items in the unseen one."""
+        if hidden is None:
+            return self.item_bins
+        if self.unseen_bin is None:
+            raise ValueError("hidden items need a bin of their own: pass unseen_bin")
+        return self.item_bins.masked_fill(hidden, self.unseen_bin)
+
+    def fold(self, tables: Sequence[Tensor], hidden: Tensor | None = None) -> Tensor:
+        """``[N + 1, sum d_e]`` gated item matrix; score = inner product with :meth:`encode`."""
+        if self.gate is None:
+            return tables[0]
+        weights = self.gate(self.bins(hidden))
+        return torch.cat([weights[:, e : e + 1] * t for e, t in enumerate(tables)], 1)
+
+    def item_matrix(self) -> Tensor:
+        """``[N + 1, sum d_e]`` folded item matrix, row 0 zero."""
+        matrix = self.fold(self.tables())
+        return torch.cat([torch.zeros_like(matrix[:1]), matrix[1:]])
+
+    def forward(self, items: Tensor, offsets: Tensor | None = None, *, last: bool = True) -> Tensor:
+        """User states.
+
+        Args:
+            items: ``[T]`` packed item ids with ``offsets``, or ``[B, L]`` padded with 0 on either
+                side without.
+            offsets: ``[B + 1]`` int64 cumulative lengths.
+            last: states of each sequence's last item only; ``False`` gives all tokens.
+
+        Returns:
+            ``[B, sum d_e]``, or ``[T, sum d_e]`` with ``last=False``.
+
+        Raises:
+            ValueError: an id outside 1..N, an empty sequence, or one longer than ``max_len``.
+        """
+        if offsets is None:
+            if items.ndim != 2:
+                raise ValueError(f"items without offsets must be [B, L], got {list(items.shape)}")
+            items, offsets = unpad(items)
+        self._check_ids(items, "items")
+        packed = pack(items, offsets, self.max_len)
+        states = self.encode(self.tables(), packed)
+        return states.index_select(0, packed.last) if last else states
+
+    def loss(
+        self,
+        packed: PackedSequences,
+        targets: Tensor,
+        *,
+        candidates: Tensor | None = None,
+        negatives: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Recommendation loss of next-item targets.
+
+        Args:
+            packed: input tokens.
+            targets: ``[T]`` int64 item ids, 1..N.
+            candidates: ``[C]`` sorted item ids of the softmax; default: every item that has been
+                seen in training. Must hold all targets.
+            negatives: ``[T, k]`` sampled item ids: binary cross-entropy
+                ``mean softplus(-s+) + mean softplus(s-)`` in place of the softmax.
+            hidden: ``[N + 1]`` bool, items treated as unseen in this step.
+
+        Returns:
+            Scalar.
+        """
+        self._check_ids(targets, "targets")
+        tables = self.tables(hidden)
+        states = self.encode(tables, packed)
+        return self.loss_from(
+            tables, states, targets, candidates=candidates, negatives=negatives, hidden=hidden
+        )
+
+    def loss_from(
+        self,
+        tables: Sequence[Tensor],
+        states: Tensor,
+        targets: Tensor,
+        *,
+        candidates: Tensor | None = None,
+        negatives: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """:meth:`loss` for tables and states that are already there."""
+        if negatives is not None:
+            if self.gate is None:
+                weights, bins = states.new_ones(1, 1), torch.zeros_like(self.item_bins)
+            else:
+                weights, bins = self.gate.weights(), self.bins(hidden)
+            width = max(table.shape[1] for table in tables)
+            parts = states.split([table.shape[1] for table in tables], 1)
+            users = torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
+            items = torch.stack([F.pad(table, (0, width - table.shape[1])) for table in tables])
+            return gated_bce_loss(
+                users, items, weights, bins, targets, negatives, backend=self.backend
+            )
+        if candidates is None:
+            candidates = self.seen_items()
+        column = targets.new_full((self.num_items + 1,), -1)
+        column[candidates] = torch.arange(len(candidates), device=targets.device)
+        matrix = self.fold(tables, hidden).index_select(0, candidates)
+        return catalogue_cross_entropy(states, matrix, column[targets])
+
+    def seen_items(self) -> Tensor:
+        """Sorted ids of items that may be candidates in training."""
+        return torch.nonzero(self.id_scale).squeeze(1)
+
+    def user_states(self, history: Ragged) -> Tensor:
+        """``[n, sum d_e]`` states of histories, of each the last ``max_len`` items."""
+        packed = pack_ragged(history, self.max_len).to(self.text.device)
+        states = self.encode(self.tables(), packed)
+        return states.index_select(0, packed.last)
+
+    def _check_ids(self, ids: Tensor, name: str) -> None:
+        if ids.numel() and (int(ids.min()) < 1 or int(ids.max()) > self.num_items):
+            raise ValueError(
+                f"{name} must be item ids from 1 to {self.num_items}, "
+                f"got {int(ids.min())} to {int(ids.max())}"
+            )
+
+
+class TripleExpert(ExpertModel):
+    """PAD's model: a recommendation, an aligned and a language expert under a frequency gate.
+
+    Args:
+        num_items: catalogue size N.
+        text: ``[N + 1, E]`` frozen text matrix, row 0 zero (padding).
+        item_bins: ``[N + 1]`` int64 frequency bins, 0 for padding.
+        dim: width d of each expert.
+        max_len: longest history.
+        encoder: ``"sasrec"`` (post-LN) or ``"sasrec_pre_ln"``.
+        num_layers: encoder blocks.
+        num_heads: attention heads.
+        dropout: of the encoders.
+        backend: of the gated loss, see :func:`padkern.ops.triple_expert.gated_bce_loss`.
+        unseen_bin: bin of items never seen in training; ``None``: no such bin.
+        gate_form: ``"scale"`` or ``"sigmoid"``, see :class:`FrequencyGate`.
+        fuse: ``"sum"`` or ``"cat"``, how the aligned expert joins ID and text vectors.
+        text_layers: hidden layers of the text projections.
+        pool_decay: starting decay of the recency path of the experts that see text; ``None``: none.
+        pool_scale: starting factor of the aligned expert's recency path.
+        language: ``"text_space"`` (the language expert scores in the text space, width E) or
+            ``"projected"`` (width d, as released).
+
+    Shape:
+        ``forward(items [T], offsets [B + 1])`` gives ``[B, W]``; ``item_matrix()`` gives
+        ``[N + 1, W]``; score = inner product. W = 2 dim + E, or 3 dim with ``"projected"``.
+
+    Raises:
+        ValueError: a shape or option does not fit.
+
+    Source: Wang et al. 2024, arXiv:2412.04107; gate and fold as in the released code.
+    """
+
+    NAMES = ("rec", "aligned", "language")
+
+    def __init__(
+        self,
+        num_items: int,
+        text: Tensor,
+        item_bins: Tensor,
+        *,
+        dim: int = 128,
+        max_len: int = 20,
+        encoder: str = "sasrec",
+        num_layers: int = 2,
+        num_heads: int = 2,
+        dropout: float = 0.2,
+        backend: str = "auto",
+        unseen_bin: int | None = None,
+        gate_form: str = "scale",
+        fuse: str = "sum",
+        text_layers: int = 0,
+        pool_decay: float | None = 0.6,
+        pool_scale: float = 3.0,
+        language: str = "text_space",
+    ) -> None:
+        if text.shape[:1] != (num_items + 1,):
+            raise ValueError(f"text must have {num_items + 1} rows, got {list(text.shape)}")
+        experts = {
+            name: build_expert(
+                kind, num_items, text, dim=dim, max_len=max_len, encoder=encoder,
+                num_layers=num_layers, num_heads=num_heads, dropout=dropout, fuse=fuse,
+                text_layers=text_layers, pool_decay=pool_decay, pool_scale=pool_scale,
+                language=language,
+            )
+            for name, kind in zip(self.NAMES, ("id", "fused", "text"), strict=True)
+        }  # fmt: skip
+        super().__init__(
+            experts, text, item_bins, unseen_bin=unseen_bin, gate_form=gate_form, backend=backend
+        )

@@ -1,0 +1,1 @@
+"""Multiple-kernel maximum mean discrepancy. Derivation: ``README.md`` beside this file."""

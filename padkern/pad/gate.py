@@ -1,0 +1,174 @@
+"""How the frequency gate is learned: on held-out targets, and with a say for unseen items.
+
+A gate trained on training positives trusts the ID vectors of rare items, because the experts have
+memorised exactly those positives. So the gate is fitted where it will be used: on targets that the
+experts have not been trained on (the validation targets), everything else frozen. Items without any
+training interaction get a bin of their own, and one rule more: cross-entropy fits how many unseen
+items are wanted, which is few, and so pushes all of them down. Their weights are therefore raised
+together as far as the ranking of *all* validation targets does not pay more than
+``cold_tolerance``. The comparison of the ways to learn a gate stands in ``docs/gate.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from padkern.data.batch import stream_key
+from padkern.data.split import EvalSplit
+from padkern.models.gate import FrequencyGate
+from padkern.models.triple_expert import ExpertModel
+from padkern.ops.ranking import count_ranks
+from padkern.pad.config import GateConfig
+from padkern.pad.evaluation import Evaluation, evaluate
+from padkern.pad.significance import metric_values
+
+CHUNK = 256
+#: Factors on the unseen bin's weights that are tried, ascending.
+UNSEEN_FACTORS = tuple(1.1**step for step in range(11))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Frozen expert outputs on held-out targets: all that a gate fit reads.
+
+    Attributes:
+        split: histories and targets.
+        states: ``[n, sum d_e]`` user states.
+        tables: item vectors ``[N + 1, d_e]`` of every expert.
+    """
+
+    split: EvalSplit
+    states: Tensor
+    tables: list[Tensor]
+
+
+@torch.no_grad()
+def held_out(model: ExpertModel, split: EvalSplit) -> HeldOut:
+    """Encodes the histories of ``split`` once."""
+    model.eval()
+    parts = []
+    for low in range(0, len(split), CHUNK):
+        rows = np.minimum(np.arange(low, low + CHUNK), len(split) - 1)
+        states = model.user_states(split.history.take(rows))
+        parts.append(states[: len(split) - low])
+    return HeldOut(split, torch.cat(parts), model.tables())
+
+
+def fit_gate(
+    model: ExpertModel,
+    data: HeldOut,
+    config: GateConfig,
+    *,
+    seed: int,
+    users: np.ndarray | None = None,
+) -> Tensor:
+    """Gate table that minimises the cross-entropy of held-out targets, experts frozen.
+
+    Args:
+        model: gives bins and the gate's form and starting table; not changed.
+        data: see :func:`held_out`.
+        config: steps, learning rate, tolerance.
+        seed: root of the draws.
+        users: rows of the split to fit on; default all.
+
+    Returns:
+        ``[num_bins + 1, E]`` logits.
+    """
+    users = np.arange(len(data.split)) if users is None else users
+    gate = FrequencyGate(len(model.gate.logit) - 1, len(data.tables), form=model.gate.form)
+    gate.logit.data.copy_(model.gate.logit)
+    optimizer = torch.optim.Adam(gate.parameters(), lr=config.lr)
+    targets = torch.from_numpy(data.split.targets)
+    for step in range(config.steps):
+        rng = np.random.default_rng(stream_key(seed, "gate", step))
+        chosen = rng.choice(users, min(config.users_per_step, len(users)), replace=False)
+        history, target = data.split.history.take(chosen), targets[chosen]
+        scores = data.states[chosen] @ _folded(gate, model, data).T
+        owner = np.repeat(np.arange(len(chosen)), history.lengths)
+        mask = torch.zeros_like(scores, requires_grad=False)
+        mask[owner, history.values] = -torch.inf
+        mask[:, 0] = -torch.inf
+        mask[torch.arange(len(chosen)), target] = 0.0
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * (1 - step / config.steps)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(scores + mask, target).backward()
+        optimizer.step()
+    if model.unseen_bin is not None and config.cold_tolerance > 0 and gate.form == "scale":
+        _raise_unseen(gate, model, data, users, config.cold_tolerance)
+    return gate.logit.detach()
+
+
+def _folded(gate: FrequencyGate, model: ExpertModel, data: HeldOut) -> Tensor:
+    weights = gate(model.item_bins)
+    return torch.cat([weights[:, e : e + 1] * t for e, t in enumerate(data.tables)], 1)
+
+
+@torch.no_grad()
+def _raise_unseen(
+    gate: FrequencyGate, model: ExpertModel, data: HeldOut, users: np.ndarray, tolerance: float
+) -> None:
+    """Largest factor on the unseen bin whose NDCG@10 over all users stays within tolerance."""
+    history = data.split.history.take(users)
+    start = gate.logit[model.unseen_bin].clone()
+    quality = []
+    for factor in UNSEEN_FACTORS:
+        gate.logit[model.unseen_bin] = start + math.log(factor)
+        ranks = count_ranks(
+            data.states[users], _folded(gate, model, data), data.split.targets[users],
+            history.values, history.offsets,
+        )  # fmt: skip
+        quality.append(metric_values(ranks.numpy(), "ndcg@10").mean())
+    floor = max(quality) * (1 - tolerance)
+    best = max(f for f, q in zip(UNSEEN_FACTORS, quality, strict=True) if q >= floor)
+    gate.logit[model.unseen_bin] = start + math.log(best)
+
+
+@torch.no_grad()
+def set_gate(model: ExpertModel, logit: Tensor) -> None:
+    """Writes a gate table into the model."""
+    model.gate.logit.copy_(logit)
+
+
+def cross_fitted(
+    model: ExpertModel,
+    data: HeldOut,
+    train_frequency: np.ndarray,
+    config: GateConfig,
+    *,
+    seed: int,
+    folds: int = 2,
+    mask_repeats: bool = True,
+) -> Evaluation:
+    """Evaluates the fitted gate on targets it was not fitted on.
+
+    The users are cut into ``folds``; each fold is ranked with a gate fitted on the others. The
+    model's own gate is left as it was.
+
+    Returns:
+        The evaluation of ``data.split`` with out-of-fold ranks.
+    """
+    fold = np.random.default_rng(stream_key(seed, "folds")).permutation(len(data.split)) % folds
+    before = model.gate.logit.detach().clone()
+    result: Evaluation | None = None
+    for k in range(folds):
+        inside = fold == k
+        logit = fit_gate(model, data, config, seed=seed, users=np.flatnonzero(~inside))
+        set_gate(model, logit)
+        part = evaluate(
+            model, data.split, train_frequency=train_frequency,
+            item_bins=model.item_bins.cpu().numpy(), mask_repeats=mask_repeats, with_top=True,
+        )  # fmt: skip
+        set_gate(model, before)
+        if result is None:
+            result = part
+        else:
+            result.ranks[inside] = part.ranks[inside]
+            result.top[inside] = part.top[inside]
+    return result

@@ -1,0 +1,290 @@
+"""PAD's phases, and the single-expert rivals, as functions from data and config to a model.
+
+1. ``pretrain``: a recommender on IDs. The language model's side is the text matrix.
+2. ``aligned``: ID and text in one expert, recommendation loss + gamma * MK-MMD between projected
+   text and collaborative vectors.
+3. ``pad``: recommendation, aligned and language expert under a frequency gate, fine-tuned together.
+
+``text`` (the language expert alone) and ``id_plus_text`` (one encoder on zero-initialised ID vector
++ projected text, no alignment) are trained with the same budget for the comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from padkern.data.batch import NegativeSampler, TrainBatch, TrainBatches, stream_key
+from padkern.data.bins import FrequencyBins
+from padkern.data.split import EvalSplit, Split
+from padkern.functional import mkmmd_loss
+from padkern.models.build import build_expert
+from padkern.models.triple_expert import ExpertModel, TripleExpert
+from padkern.pad.config import AlignConfig, PhaseConfig, RunConfig
+from padkern.pad.evaluation import Evaluation, evaluate
+from padkern.pad.folder import RunFolder
+from padkern.pad.gate import cross_fitted, fit_gate, held_out, set_gate
+from padkern.pad.progress import Reporter
+from padkern.pad.trainer import FitResult, fit, stream_seed
+
+#: Trained rows of the comparison table, in the order in which they are trained.
+TRAINED_ROWS = ("pretrain", "text", "id_plus_text", "aligned", "pad")
+_CONFIG_OF_ROW = {
+    "pretrain": "pretrain",
+    "text": "language",
+    "id_plus_text": "id_plus_text",
+    "aligned": "align",
+    "pad": "disentangle",
+}
+
+
+@dataclass
+class Phases:
+    """Everything a phase needs; holds the training rows and the validation split, never the test.
+
+    Attributes:
+        train: training rows, one per user.
+        valid: validation split, for selection.
+        train_frequency: ``[N + 1]`` training counts.
+        bins: frequency bins of the items.
+        text: ``[N + 1, E]`` transformed text matrix.
+        config: the run's configuration.
+        device: where models live.
+        reporter, folder, resume: passed on to :func:`padkern.pad.trainer.fit`.
+    """
+
+    train: object
+    valid: EvalSplit
+    train_frequency: np.ndarray
+    bins: FrequencyBins
+    text: Tensor
+    config: RunConfig
+    device: str = "cpu"
+    reporter: Reporter = field(default_factory=Reporter)
+    folder: RunFolder | None = None
+    resume: bool = False
+
+    @classmethod
+    def of(cls, split: Split, bins: FrequencyBins, text: Tensor, config: RunConfig, **kw) -> Phases:
+        """From a split: the test part is not kept."""
+        return cls(split.train, split.valid, split.train_frequency, bins, text, config, **kw)
+
+    # -- models ------------------------------------------------------------------------------
+
+    def build(self, row: str) -> ExpertModel:
+        """A fresh model of one row; weights depend on (seed, row)."""
+        torch.manual_seed(stream_seed(self.config.seed, row, "init"))
+        model = self.config.model
+        options = {
+            "dim": model.dim,
+            "max_len": model.max_len,
+            "encoder": model.encoder,
+            "num_layers": model.num_layers,
+            "num_heads": model.num_heads,
+            "dropout": model.dropout,
+            "fuse": model.fuse,
+            "text_layers": model.text_layers,
+            "pool_decay": model.pool_decay,
+            "pool_scale": model.pool_scale,
+            "language": model.language,
+        }
+        num_items = self.text.shape[0] - 1
+        item_bins = torch.from_numpy(self.bins.item_bins)
+        if row == "pad":
+            net: ExpertModel = TripleExpert(
+                num_items, self.text, item_bins, unseen_bin=self.bins.unseen_bin,
+                gate_form=self.config.disentangle.gate.form, **options,
+            )  # fmt: skip
+            if net.gate.form == "sigmoid":
+                net.gate.reset_parity()
+        else:
+            name, kind = {
+                "pretrain": ("rec", "id"),
+                "text": ("language", "text"),
+                "id_plus_text": ("aligned", "fused"),
+                "aligned": ("aligned", "fused"),
+            }[row]
+            expert = build_expert(kind, num_items, self.text, **options)
+            net = ExpertModel(
+                {name: expert}, self.text, item_bins, unseen_bin=self.bins.unseen_bin
+            )
+        return net.to(self.device)
+
+    # -- phases ------------------------------------------------------------------------------
+
+    def pretrain(self) -> tuple[ExpertModel, FitResult]:
+        """Phase 1: the ID recommender."""
+        model = self.build("pretrain")
+        return model, self._fit(model, "pretrain")
+
+    def language(self) -> tuple[ExpertModel, FitResult]:
+        """The language expert alone (row ``text``)."""
+        model = self.build("text")
+        return model, self._fit(model, "text")
+
+    def id_plus_text(self) -> tuple[ExpertModel, FitResult]:
+        """The simple rival: one encoder on zero-initialised ID vector + projected text."""
+        model = self.build("id_plus_text")
+        return model, self._fit(model, "id_plus_text")
+
+    def align(self, pretrained: ExpertModel) -> tuple[ExpertModel, FitResult]:
+        """Phase 2: recommendation loss as anchor + gamma * MK-MMD(projected text, IDs).
+
+        ``align.start`` says what comes from phase 1: ``copy`` takes ID vectors and encoder (the
+        authors' way; the copied IDs are then the MMD's other side and move too), ``encoder`` takes
+        the encoder and keeps phase 1's ID vectors as a fixed target of the MMD, ``fresh`` only the
+        target.
+        """
+        config = self.config.align
+        model = self.build("aligned")
+        source, expert = pretrained.experts["rec"], model.experts["aligned"]
+        if config.start != "fresh":
+            expert.encoder.load_state_dict(source.encoder.state_dict())
+        if config.start == "copy":
+            expert.tower.id.data.copy_(source.tower.id.data)
+        target = pretrained.tables()[0].detach()
+
+        def loss(batch: TrainBatch, step: int) -> Tensor:
+            tables = model.tables()
+            recommendation = self._loss(model, batch, step, "aligned", tables)
+            if config.gamma == 0:
+                return recommendation
+            rows = self._mmd_rows(batch, step, config)
+            words = expert.tower.projected_text(model.text.index_select(0, rows))
+            ids = expert.tower.id if config.start == "copy" else target
+            mmd = mkmmd_loss(
+                words, ids.index_select(0, rows),
+                alphas=config.alphas, estimator=config.estimator,
+            )  # fmt: skip
+            return recommendation + config.gamma * mmd
+
+        return model, self._fit(model, "aligned", loss)
+
+    def disentangle(
+        self, pretrained: ExpertModel, aligned: ExpertModel, language: ExpertModel | None
+    ) -> tuple[TripleExpert, FitResult]:
+        """Phase 3: the triple expert, started from the phases before.
+
+        Args:
+            pretrained: gives the recommendation expert.
+            aligned: gives the aligned expert.
+            language: gives the language expert; ``None`` leaves it at its start.
+        """
+        config = self.config.disentangle
+        model = self.build("pad")
+        parts = {"rec": pretrained, "aligned": aligned}
+        if language is not None:
+            parts["language"] = language
+        for name, part in parts.items():
+            model.experts[name].load_state_dict(part.experts[name].state_dict())
+        gate_lr = 0.0 if config.gate.learning in ("heldout", "uniform") else config.gate.train_lr
+        if config.gate.learning == "heldout":
+            self.fit_gate(model)
+        result = self._fit(model, "pad", gate_lr=gate_lr)
+        if config.gate.learning == "heldout" and config.epochs:
+            self.fit_gate(model)
+        return model, result
+
+    # -- gate --------------------------------------------------------------------------------
+
+    def fit_gate(self, model: ExpertModel) -> None:
+        """Fits the gate on the validation targets, experts frozen."""
+        config = self.config.disentangle.gate
+        data = held_out(model, self.valid)
+        set_gate(model, fit_gate(model, data, config, seed=self.config.seed))
+
+    def validation(self, row: str, model: ExpertModel) -> Evaluation:
+        """Validation ranks; of a gate fitted on these targets the cross-fitted ones."""
+        if row == "pad" and self.config.disentangle.gate.learning == "heldout":
+            return cross_fitted(
+                model, held_out(model, self.valid), self.train_frequency,
+                self.config.disentangle.gate, seed=self.config.seed,
+                mask_repeats=self.config.evaluation.mask_repeats,
+            )  # fmt: skip
+        return self._evaluate(model, with_top=True)
+
+    # -- parts -------------------------------------------------------------------------------
+
+    def candidates(self) -> np.ndarray:
+        """Items that training may rank or draw: all but the unseen ones (``clean``)."""
+        if self.bins.unseen_bin is None:
+            return np.arange(1, len(self.train_frequency))
+        return np.flatnonzero(self.train_frequency > 0)
+
+    def _evaluate(self, model: ExpertModel, *, with_top: bool = False) -> Evaluation:
+        return evaluate(
+            model, self.valid, train_frequency=self.train_frequency,
+            item_bins=self.bins.item_bins, with_top=with_top,
+            mask_repeats=self.config.evaluation.mask_repeats,
+        )  # fmt: skip
+
+    def _fit(self, model, row: str, loss=None, *, gate_lr: float | None = None) -> FitResult:
+        config: PhaseConfig = getattr(self.config, _CONFIG_OF_ROW[row])
+        seed = self.config.seed
+        batches = TrainBatches(
+            self.train, batch_size=config.batch_size, max_len=self.config.model.max_len,
+            seed=seed, phase=row,
+        )  # fmt: skip
+        if not len(batches):
+            raise ValueError("no user has two or more training interactions")
+        self._sampler = NegativeSampler(
+            self.train, self.candidates(), len(self.train_frequency) - 1, seed=seed, phase=row
+        )
+
+        def validate() -> dict[str, float]:
+            metrics = self._evaluate(model).metrics()["all"]
+            return {"ndcg@10": metrics["ndcg@10"], "hit@10": metrics["hit@10"]}
+
+        return fit(
+            model, batches, loss or (lambda batch, step: self._loss(model, batch, step, row)),
+            validate, config, phase=row, seed=seed, gate_lr=gate_lr, reporter=self.reporter,
+            folder=self.folder, resume=self.resume,
+        )  # fmt: skip
+
+    def _loss(self, model, batch: TrainBatch, step: int, row: str, tables=None) -> Tensor:
+        packed, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        hidden = self._hidden(step) if row == "pad" else None
+        tables = model.tables(hidden) if tables is None else tables
+        states = model.encode(tables, packed)
+        negatives = None
+        if self.config.loss.kind == "bce":
+            draws = self._sampler.draw(batch, self.config.loss.negatives, step)
+            negatives = draws.to(self.device)
+        candidates = torch.from_numpy(self.candidates()).to(self.device)
+        return model.loss_from(
+            tables, states, targets, candidates=candidates, negatives=negatives, hidden=hidden
+        )
+
+    def _hidden(self, step: int) -> Tensor | None:
+        gate = self.config.disentangle.gate
+        if gate.hide == 0 or self.bins.unseen_bin is None:
+            return None
+        rng = np.random.default_rng(stream_key(self.config.seed, "hide", step))
+        frequency = self.train_frequency
+        rare = (frequency > 0) & (frequency <= gate.hide_max_frequency)
+        return torch.from_numpy(rare & (rng.random(len(rare)) < gate.hide)).to(self.device)
+
+    def _mmd_rows(self, batch: TrainBatch, step: int, config: AlignConfig) -> Tensor:
+        """Item ids whose text and ID vectors are compared.
+
+        ``unique_items``: every item of the batch once. ``all_slots``: as released, every slot of
+        the padded positives and negatives, padding included.
+        """
+        if config.mmd_rows == "unique_items":
+            rows = torch.unique(torch.cat([batch.inputs.items, batch.targets]))
+            return rows.to(self.device)
+        slots = self.config.model.max_len + 1
+        total = len(batch.users) * slots
+        offsets = batch.inputs.offsets
+        lengths = offsets[1:] - offsets[:-1]
+        first = batch.inputs.items[offsets[:-1]]
+        positives = torch.cat([first, batch.targets])
+        negatives = self._sampler.draw(batch, 1, step)[:, 0]
+        pads = 2 * total - len(positives) - len(negatives)
+        assert int(lengths.sum()) == len(batch.targets)
+        return torch.cat([positives, negatives, torch.zeros(pads, dtype=torch.int64)]).to(
+            self.device
+        )

@@ -1,0 +1,373 @@
+"""From command-line options to a run: inputs read and checked, texts embedded, rows trained."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from padkern.errors import CheckpointError, EnvError, UsageError
+from padkern.pad.folder import RunFolder
+from padkern.pad.progress import PlainReporter, Reporter, RichReporter
+
+if TYPE_CHECKING:
+    from padkern.data.dataset import Dataset
+    from padkern.data.split import Split
+    from padkern.pad.config import RunConfig
+
+__all__ = [
+    "Request",
+    "embed",
+    "resolve_config",
+    "train",
+]
+
+_QUARANTINE = "quarantine.jsonl"
+_LINE_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to train, as asked for on the command line.
+
+    Attributes:
+        data: folder, file or name of the data set.
+        text: encoder or matrix file; None for the data set's default.
+        preset: ``"clean"`` or ``"parity"``; None for clean.
+        seed: root of all random draws; None for the preset's.
+        overrides: ``a.b=c`` configuration values.
+        device: torch device, or ``"auto"``.
+        on_bad_rows: ``"error"``, ``"skip"`` or ``"quarantine"``.
+        columns: ``name=column`` of the input tables.
+        filters: ``name=value`` of :class:`padkern.data.Filters`.
+        shuffle_text: permute the text vectors among the items (a control).
+    """
+
+    data: str
+    text: str | None = None
+    preset: str | None = None
+    seed: int | None = None
+    overrides: list[str] = field(default_factory=list)
+    device: str = "auto"
+    on_bad_rows: str = "error"
+    columns: list[str] = field(default_factory=list)
+    filters: list[str] = field(default_factory=list)
+    shuffle_text: bool = False
+
+
+def train(request: Request, out: Path, *, resume: bool, reporter: Reporter) -> dict[str, Any]:
+    """Reads, audits and embeds a data set, trains every row and writes tables and report.
+
+    Args:
+        request: what to train.
+        out: the run folder; it must not hold anything unless ``resume``.
+        resume: continue the run of that folder.
+        reporter: where progress and tables go.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        UsageError: the folder is in use, or an option or configuration value is not accepted.
+        DataError, CheckpointError, EnvError: see the exit codes of the command line.
+    """
+    from padkern.data import audit, format_audit
+    from padkern.pad.report import write_report
+    from padkern.pad.run import run_experiment
+    from padkern.pad.show import show_tables
+
+    config = _run_config(request, out, resume)
+    device = pick_device(request.device)
+    dataset = read_data(
+        request.data,
+        on_bad_rows=request.on_bad_rows,
+        columns=request.columns,
+        filters=request.filters,
+        quarantine=out / _QUARANTINE,
+    )
+    facts = audit(dataset, split_data(dataset, config), config.model.max_len)
+    if resume and (out / "audit.json").exists():
+        _same_data(RunFolder(out, create=False), facts)
+    reporter.message(format_audit(facts))
+    source = request.text or ("wordllama" if request.data == "completejourney" else "minilm")
+    matrix = text_matrix(source, dataset, device=device, reporter=reporter)
+    if request.shuffle_text:
+        order = np.random.default_rng(config.seed).permutation(len(matrix) - 1)
+        matrix[1:] = matrix[1:][order]
+        reporter.message("control: text vectors are permuted among the items")
+    with RunFolder(out) as folder:
+        if not folder.exists("run.json"):
+            folder.write_json("run.json", _record(request, source, device, matrix.shape[1]))
+        metrics = run_experiment(
+            dataset,
+            matrix,
+            config,
+            folder,
+            audit=facts,
+            reporter=reporter,
+            device=device,
+            resume=resume,
+        )
+        reporter.close()
+        show_tables(folder, reporter)
+        reporter.message(f"report: {write_report(folder)}")
+    return metrics
+
+
+def embed(
+    data: str,
+    model: str,
+    out: Path,
+    *,
+    options: dict[str, Any],
+    transform: dict[str, Any],
+    device: str,
+    on_bad_rows: str,
+    columns: list[str],
+    cache: bool,
+    force: bool,
+    reporter: Reporter,
+) -> None:
+    """Writes the text matrix of a data set's items; arguments as on the command line."""
+    from padkern.text import TextTransform, is_matrix_file, save_matrix
+
+    if not is_matrix_file(out):
+        raise UsageError(f"--out must end in .npy, .safetensors or .parquet, got {out.name}")
+    if out.exists() and not force:
+        raise UsageError(f"{out}: exists already; take another name or --force")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: no such folder")
+    try:
+        wanted = TextTransform(
+            center=transform["center"] or transform["whiten"] > 0 or transform["pca"] is not None,
+            pca=transform["pca"],
+            whiten=transform["whiten"],
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    dataset = read_data(
+        data,
+        on_bad_rows=on_bad_rows,
+        columns=columns,
+        quarantine=out.with_name(f"{out.stem}.{_QUARANTINE}"),
+    )
+    began = time.perf_counter()
+    try:
+        matrix = text_matrix(
+            model, dataset, device=pick_device(device), reporter=reporter, cache=cache, **options
+        )
+        if wanted.center:
+            matrix = wanted.fit_apply(matrix)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    save_matrix(out, matrix, dataset.items)
+    seconds = time.perf_counter() - began
+    rows, width = matrix.shape
+    reporter.message(f"{out}: {rows - 1:,} items x {width} in {seconds:.1f} s")
+
+
+def resolve_config(preset: str | None, seed: int | None, overrides: list[str]) -> RunConfig:
+    """A preset with overrides.
+
+    Raises:
+        UsageError: an unknown preset or key, or a value out of its range.
+    """
+    from padkern.pad.config import RunConfig
+
+    if preset not in (None, "clean", "parity"):
+        raise UsageError(f"--preset must be clean or parity, got {preset!r}")
+    chosen = RunConfig.preset(preset or "clean")
+    return chosen.with_overrides(overrides + ([] if seed is None else [f"seed={seed}"]))
+
+
+def read_data(
+    name: str,
+    *,
+    on_bad_rows: str = "error",
+    columns: list[str] | None = None,
+    filters: list[str] | None = None,
+    quarantine: Path | None = None,
+) -> Dataset:
+    """Reads a data set by folder, file or name, with options as on the command line."""
+    from padkern.data.filters import Filters
+    from padkern.data.io import Columns, read_dataset
+
+    if on_bad_rows not in ("error", "skip", "quarantine"):
+        raise UsageError(f"--on-bad-rows must be error, skip or quarantine, got {on_bad_rows!r}")
+    chosen = _options(Columns, "--columns", columns or [])
+    kept = _options(Filters, "--filter", filters or [])
+    if name == "completejourney" and not Path(name).exists():
+        from padkern.data.demo import completejourney
+
+        if columns or filters:
+            raise UsageError("--columns and --filter have no effect on --data completejourney")
+        return completejourney()
+    if on_bad_rows == "quarantine" and quarantine is not None:
+        quarantine.parent.mkdir(parents=True, exist_ok=True)
+    return read_dataset(
+        name,
+        columns=chosen,
+        filters=kept,
+        on_bad_rows=on_bad_rows,  # type: ignore[arg-type]
+        quarantine=quarantine if on_bad_rows == "quarantine" else None,
+    )
+
+
+def text_matrix(
+    source: str,
+    dataset: Dataset,
+    *,
+    device: str,
+    reporter: Reporter,
+    cache: bool = True,
+    **options: Any,
+) -> np.ndarray:
+    """float32 ``[N + 1, E]``, row 0 zero, with progress; see :func:`padkern.text.load_text`."""
+    from padkern.text import default_cache_dir, load_text
+
+    reporter.message(f"text: {source}")
+    with embedding_progress(reporter) as tick:
+        return load_text(
+            source,
+            dataset,
+            device=device,
+            cache_dir=default_cache_dir() if cache else None,
+            progress=tick,
+            **options,
+        )
+
+
+def pick_device(name: str) -> str:
+    """A torch device that is here; ``"auto"`` takes the first GPU, else the CPU."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise UsageError(f"--device {name!r} is not a torch device (auto, cpu, cuda)") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise EnvError(f"--device {name}: torch {torch.__version__} finds no usable CUDA device")
+    return name
+
+
+def split_data(dataset: Dataset, config: RunConfig) -> Split:
+    """Cuts the data set as the configuration says."""
+    from padkern.data.split import make_split
+
+    return make_split(dataset, config.split)
+
+
+@contextmanager
+def embedding_progress(reporter: Reporter) -> Iterator[Callable[[int, int], None] | None]:
+    """A callback (texts done, texts in all): a bar on a terminal, else a line every few seconds."""
+    if isinstance(reporter, RichReporter):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), Remaining())
+        with Progress(*columns, console=reporter.console, transient=True) as bar:
+            task = bar.add_task("embedding", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    elif isinstance(reporter, PlainReporter):
+        last = time.perf_counter()
+
+        def tick(done: int, total: int) -> None:
+            nonlocal last
+            if time.perf_counter() - last >= _LINE_EVERY_S:
+                last = time.perf_counter()
+                reporter.message(f"embedding: {done:,} of {total:,} texts")
+
+        yield tick
+    else:
+        yield None
+
+
+def _run_config(request: Request, out: Path, resume: bool) -> RunConfig:
+    """The configuration to run with; refuses to touch a folder that is not meant.
+
+    Raises:
+        UsageError: ``out`` holds something and ``resume`` is off, or an option contradicts the
+            configuration of the run to resume.
+    """
+    from padkern.pad.config import RunConfig
+
+    found = set(os.listdir(out)) if out.is_dir() else set()
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file")
+    if "config.yaml" not in found:
+        if resume and found - {".lock", _QUARANTINE}:
+            raise UsageError(f"--out {out}: holds no config.yaml, so it is no run to resume")
+        if found - {".lock", _QUARANTINE} and not resume:
+            raise UsageError(f"--out {out}: the folder is not empty")
+        return resolve_config(request.preset, request.seed, request.overrides)
+    if not resume:
+        raise UsageError(f"--out {out}: holds a run; add --resume, or take another folder")
+    text = RunFolder(out, create=False).read_text("config.yaml")
+    stored = RunConfig.from_yaml(text)
+    wanted = stored
+    if request.preset is not None:
+        wanted = resolve_config(request.preset, stored.seed, [])
+    seed = [] if request.seed is None else [f"seed={request.seed}"]
+    wanted = wanted.with_overrides(request.overrides + seed)
+    if wanted != stored and request.preset is not None:
+        # The run itself may have had --set options that are not repeated now.
+        wanted = resolve_config(request.preset, request.seed, request.overrides)
+    if wanted != stored:
+        raise UsageError(
+            f"--resume continues {out} with its own config.yaml; the options given now differ from "
+            "it (leave them away, or start another run)"
+        )
+    return stored
+
+
+def _same_data(folder: RunFolder, facts: dict[str, Any]) -> None:
+    before = folder.read_json("audit.json")
+    if before.get("sha256") != facts["sha256"]:
+        raise CheckpointError(
+            f"{folder.path}: cannot resume: the data set is not the one of this run "
+            f"(SHA-256 {facts['sha256'][:12]}..., was {str(before.get('sha256'))[:12]}...)"
+        )
+
+
+def _record(request: Request, source: str, device: str, width: int) -> dict[str, Any]:
+    """What is needed to do the run again, for ``run.json``."""
+    from padkern.environment import facts
+
+    return {
+        "command": shlex.join(["padkern", *sys.argv[1:]]),
+        "request": {**asdict(request), "text": source, "device": device},
+        "text_width": width,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "environment": facts(),
+    }
+
+
+def _options(model: type[Any], flag: str, pairs: list[str]) -> Any:
+    """``name=value`` words as a settings model."""
+    from pydantic import ValidationError
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, mark, value = pair.partition("=")
+        if not mark:
+            raise UsageError(f"{flag} takes NAME=VALUE, got {pair!r}")
+        if name not in model.model_fields:
+            known = ", ".join(model.model_fields)
+            raise UsageError(f"{flag}: unknown name {name!r}; known: {known}")
+        values[name] = None if value.lower() == "none" else value
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{flag} {name}={first['input']}: {first['msg']}") from None
