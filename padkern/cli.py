@@ -29,15 +29,14 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 checkpoint, 5 environment.",
 )
 
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="DIR|NAME",
-        help="Folder or file of a data set, or a name: completejourney, prime_pantry, or a folder "
-        "under PADKERN_DATA.",
-    ),
-]
+DATA_OPTION = typer.Option(
+    "--data",
+    metavar="DIR|NAME",
+    help="Folder or file of a data set, or a name: completejourney, prime_pantry, or a folder "
+    "under PADKERN_DATA.",
+)
+Data = Annotated[str, DATA_OPTION]
+OptionalData = Annotated[str | None, DATA_OPTION]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 Device = Annotated[
     str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
@@ -85,8 +84,8 @@ def _options(
 
 @app.command()
 def run(
-    data: Data,
     out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder to make.")],
+    data: OptionalData = None,
     text: Annotated[
         str | None,
         typer.Option(
@@ -296,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"padkern {__version__}")
         return 0
     debug = "--debug" in words
-    logging.basicConfig(format="padkern: %(message)s", level=logging.WARNING)
+    _log_to_stderr()
     try:
         app(args=[word for word in words if word != "--debug"], prog_name="padkern")
     except SystemExit as stop:
@@ -315,6 +314,16 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"out of memory: {error}", EnvError.exit_code)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     return 0
+
+
+def _log_to_stderr() -> None:
+    """Shows the library's own warnings, and not what other packages have to say."""
+    log = logging.getLogger("padkern")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("padkern: %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
 
 
 def _fail(message: str, code: int) -> int:

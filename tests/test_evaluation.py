@@ -183,14 +183,16 @@ def test_metric_values_of_half_ranks_and_misses():
             metric_values(np.array([rank]), "mrr")
 
 
-def test_bootstrap_matches_resampling_users_directly():
+@pytest.mark.parametrize(("metric", "n"), [("hit@10", 400), ("mrr", 900)])
+def test_bootstrap_matches_resampling_users_directly(metric, n):
     rng = np.random.default_rng(3)
-    a, b = rng.integers(1, 30, 400).astype(float), rng.integers(1, 30, 400).astype(float)
+    high = 30 if metric == "hit@10" else 5000  # few or many distinct differences
+    a, b = rng.integers(1, high, n).astype(float), rng.integers(1, high, n).astype(float)
     a[:30] = math.inf
-    got = paired_bootstrap(a, b, "hit@10", resamples=4000, seed=1)
-    difference = metric_values(a, "hit@10") - metric_values(b, "hit@10")
+    got = paired_bootstrap(a, b, metric, resamples=4000, seed=1)
+    difference = metric_values(a, metric) - metric_values(b, metric)
     assert got["difference"] == pytest.approx(difference.mean())
-    means = difference[rng.integers(0, 400, (4000, 400))].mean(1)
+    means = difference[rng.integers(0, n, (4000, n))].mean(1)
     spread = means.std()
     assert got["low"] == pytest.approx(np.percentile(means, 2.5), abs=0.15 * spread)
     assert got["high"] == pytest.approx(np.percentile(means, 97.5), abs=0.15 * spread)

@@ -1,11 +1,10 @@
-#include "triple_expert/gated_bce.h"
-
 #include <algorithm>
 #include <new>
 #include <vector>
 
 #include "common/isa.h"
 #include "common/parallel.h"
+#include "triple_expert/gated_bce.h"
 #include "triple_expert/gated_bce_kernel.h"
 
 namespace padkern {
@@ -144,16 +143,32 @@ void run(const GatedBceParams& p, Isa isa) {
   if (p.want_gradient) coefficients.resize(p.tokens * (p.negatives + 1) * p.experts);
 
   Job<T> job;
-  job.view = {p.experts, p.dim, p.rows, p.negatives,
-              static_cast<const T*>(p.users), p.user_token_stride, p.user_expert_stride,
-              static_cast<const T*>(p.tables), p.table_expert_stride, p.table_row_stride,
-              static_cast<const T*>(p.gate), p.item_bins, p.positive_ids, p.negative_ids, p.valid,
-              static_cast<T>(valid ? 1.0 / static_cast<double>(valid) : 0.0),
-              static_cast<T>(valid ? 1.0 / (static_cast<double>(valid) *
-                                            static_cast<double>(p.negatives))
-                                   : 0.0),
-              p.want_gradient, static_cast<T*>(p.d_users), static_cast<T*>(p.d_tables),
-              coefficients.data(), nullptr, nullptr, nullptr};
+  job.view = {
+      p.experts,
+      p.dim,
+      p.rows,
+      p.negatives,
+      static_cast<const T*>(p.users),
+      p.user_token_stride,
+      p.user_expert_stride,
+      static_cast<const T*>(p.tables),
+      p.table_expert_stride,
+      p.table_row_stride,
+      static_cast<const T*>(p.gate),
+      p.item_bins,
+      p.positive_ids,
+      p.negative_ids,
+      p.valid,
+      static_cast<T>(valid ? 1.0 / static_cast<double>(valid) : 0.0),
+      static_cast<T>(valid ? 1.0 / (static_cast<double>(valid) * static_cast<double>(p.negatives))
+                           : 0.0),
+      p.want_gradient,
+      static_cast<T*>(p.d_users),
+      static_cast<T*>(p.d_tables),
+      coefficients.data(),
+      nullptr,
+      nullptr,
+      nullptr};
   job.kernels = &kernels_of(isa, T());
   job.tokens = p.tokens;
   job.block_tokens = block_tokens;
@@ -167,11 +182,10 @@ void run(const GatedBceParams& p, Isa isa) {
     positive += s.positive;
     negative += s.negative;
   }
-  *static_cast<T*>(p.value) =
-      valid ? static_cast<T>(positive / static_cast<double>(valid) +
-                             negative / (static_cast<double>(valid) *
-                                         static_cast<double>(p.negatives)))
-            : T(0);
+  *static_cast<T*>(p.value) = valid ? static_cast<T>(positive / static_cast<double>(valid) +
+                                                     negative / (static_cast<double>(valid) *
+                                                                 static_cast<double>(p.negatives)))
+                                    : T(0);
   if (!p.want_gradient) return;
 
   for (int64_t g = 0; g < gate_size; ++g) {

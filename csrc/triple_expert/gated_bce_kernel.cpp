@@ -137,7 +137,8 @@ void tokens(const GatedBceView<T>& view, int64_t first, int64_t last, GatedBceSu
       const T* gate = view.gate + bin * experts;
       T score = 0;
       for (int64_t e = 0; e < experts; ++e) {
-        x[e] = dot(user + e * view.user_expert_stride, row + e * view.table_expert_stride, view.dim);
+        x[e] =
+            dot(user + e * view.user_expert_stride, row + e * view.table_expert_stride, view.dim);
         score += gate[e] * x[e];
       }
       const int side = j == 0 ? 0 : 1;

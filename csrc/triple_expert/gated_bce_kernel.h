@@ -29,7 +29,7 @@ struct GatedBceView {
   bool want_gradient;
   T* d_users;
   T* d_tables;
-  T* coefficients;  // [slots, experts]: loss derivative times gate weight
+  T* coefficients;              // [slots, experts]: loss derivative times gate weight
   const int64_t* item_offsets;  // [rows + 1] into the two arrays below
   const int64_t* item_slots;    // slots of every item, in slot order
   const int64_t* item_tokens;   // token of each of them
@@ -50,8 +50,8 @@ struct GatedBceKernels {
   void (*items)(const GatedBceView<T>& view, int64_t first, int64_t last);
 };
 
-#define PADKERN_DECLARE_GATED_BCE_KERNELS(isa)           \
-  namespace isa {                                        \
+#define PADKERN_DECLARE_GATED_BCE_KERNELS(isa)            \
+  namespace isa {                                         \
   const GatedBceKernels<float>& gated_bce_kernels_f32();  \
   const GatedBceKernels<double>& gated_bce_kernels_f64(); \
   }

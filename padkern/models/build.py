@@ -27,6 +27,7 @@ def build_expert(
     pool_decay: float | None = None,
     pool_scale: float = 3.0,
     language: str = "text_space",
+    id_init: str = "scaled",
 ) -> Expert | TextSpaceExpert:
     """One expert with fresh weights.
 
@@ -45,6 +46,8 @@ def build_expert(
         pool_scale: its starting factor.
         language: what a ``"text"`` expert is: ``"text_space"`` (:class:`TextSpaceExpert`) or
             ``"projected"`` (projected text through the same form as the others).
+        id_init: free ID vectors start ``"scaled"`` (norm about 1/2, padding row zero) or ``"xavier"``
+            (the release: spread depends on the catalogue size, padding row random).
 
     Raises:
         ValueError: an unknown encoder or option.
@@ -53,6 +56,8 @@ def build_expert(
         raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {encoder!r}")
     if language not in ("text_space", "projected"):
         raise ValueError(f"language must be 'text_space' or 'projected', got {language!r}")
+    if id_init not in ("scaled", "xavier"):
+        raise ValueError(f"id_init must be 'scaled' or 'xavier', got {id_init!r}")
     net = SASRec(
         dim, max_len, num_layers=num_layers, num_heads=num_heads, dropout=dropout,
         norm=ENCODERS[encoder],
@@ -64,12 +69,13 @@ def build_expert(
     tower = ItemTower(
         kind, num_items, text.shape[1], dim, fuse=fuse, hidden_layers=text_layers, dropout=dropout
     )
-    if kind == "id":
+    if kind != "text" and id_init == "xavier":
+        nn.init.xavier_normal_(tower.id)
+    elif kind == "id":
         nn.init.normal_(tower.id, std=0.5 * dim**-0.5)
         with torch.no_grad():
             tower.id[0] = 0.0
-    elif kind == "fused" and fuse == "cat":
-        nn.init.xavier_normal_(tower.id)
+    if kind == "fused" and fuse == "cat":
         nn.init.xavier_normal_(tower.join[1].weight)
         nn.init.zeros_(tower.join[1].bias)
     if kind != "id":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,8 @@ class FrequencyGate(nn.Module):
         if form not in GATE_FORMS:
             raise ValueError(f"form must be one of {GATE_FORMS}, got {form!r}")
         self.form = form
-        self.logit = nn.Parameter(torch.zeros(num_bins + 1, num_experts))
+        # Sum over experts of about 1, so that scores start on the scale of one expert.
+        self.logit = nn.Parameter(torch.full((num_bins + 1, num_experts), -math.log(num_experts)))
 
     @torch.no_grad()
     def reset_parity(self, aligned: float = -4.0) -> None:

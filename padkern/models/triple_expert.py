@@ -247,6 +247,7 @@ class TripleExpert(ExpertModel):
         pool_scale: starting factor of the aligned expert's recency path.
         language: ``"text_space"`` (the language expert scores in the text space, width E) or
             ``"projected"`` (width d, as released).
+        id_init: ``"scaled"`` or ``"xavier"``, see :func:`padkern.models.build.build_expert`.
 
     Shape:
         ``forward(items [T], offsets [B + 1])`` gives ``[B, W]``; ``item_matrix()`` gives
@@ -280,6 +281,7 @@ class TripleExpert(ExpertModel):
         pool_decay: float | None = 0.6,
         pool_scale: float = 3.0,
         language: str = "text_space",
+        id_init: str = "scaled",
     ) -> None:
         if text.shape[:1] != (num_items + 1,):
             raise ValueError(f"text must have {num_items + 1} rows, got {list(text.shape)}")
@@ -288,7 +290,7 @@ class TripleExpert(ExpertModel):
                 kind, num_items, text, dim=dim, max_len=max_len, encoder=encoder,
                 num_layers=num_layers, num_heads=num_heads, dropout=dropout, fuse=fuse,
                 text_layers=text_layers, pool_decay=pool_decay, pool_scale=pool_scale,
-                language=language,
+                language=language, id_init=id_init,
             )
             for name, kind in zip(self.NAMES, ("id", "fused", "text"), strict=True)
         }  # fmt: skip

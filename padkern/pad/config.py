@@ -27,6 +27,7 @@ class TextConfig(Section):
 
 class ModelConfig(Section):
     dim: int = Field(64, ge=1)
+    id_init: Literal["scaled", "xavier"] = "scaled"
     max_len: int = Field(20, ge=1)
     encoder: Literal["sasrec", "sasrec_pre_ln"] = "sasrec"
     num_layers: int = Field(2, ge=1)
@@ -55,11 +56,13 @@ class PhaseConfig(Section):
     clip_norm: float = Field(0.0, ge=0, description="0: no clipping")
     patience: int = Field(3, ge=0, description="epochs without a better validation; 0: never stop")
     restore_best: bool = True
+    select: Literal["ndcg@10", "hit@10"] = Field("ndcg@10", description="stops and selects")
 
 
 class AlignConfig(PhaseConfig):
     gamma: float = Field(0.1, ge=0, description="weight of the MK-MMD")
     mmd_rows: Literal["unique_items", "all_slots"] = "unique_items"
+    mmd_users: int | None = Field(None, ge=2, description="users per MMD; None: the whole batch")
     estimator: Literal["unbiased", "biased", "tllib"] = "unbiased"
     alphas: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
     start: Literal["encoder", "copy", "fresh"] = Field(
@@ -102,7 +105,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """Everything that decides a run, together with the data and the text source."""
 
-    preset: Literal["clean", "parity"] = "clean"
+    preset_name: Literal["clean", "parity"] = "clean"
     seed: int = 1
     split: Literal["leave_one_out", "global_time"] = "leave_one_out"
     num_bins: int = Field(10, ge=1, description="frequency bins of equal training mass")
@@ -118,7 +121,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @classmethod
-    def from_preset(cls, name: str) -> RunConfig:
+    def preset(cls, name: str) -> RunConfig:
         """``"clean"`` (what the method should be) or ``"parity"`` (what the release does)."""
         if name == "clean":
             return cls()
@@ -182,16 +185,18 @@ _PARITY_PHASE = {
     "min_lr_factor": 1.0,
     "patience": 21,
     "restore_best": False,
+    "select": "hit@10",
 }
 
 #: What the released code does (``pad.md`` numbers its quirks): BCE with one uniform negative, MMD
 #: over all slots with padding and negatives, sigmoid gate trained with the experts, last epoch.
 PARITY: dict[str, Any] = {
-    "preset": "parity",
+    "preset_name": "parity",
     "unseen": "last",
     "text": {"center": False, "pca": None, "whiten": False, "normalize": False},
     "model": {
         "dim": 128,
+        "id_init": "xavier",
         "num_layers": 5,
         "dropout": 0.1,
         "fuse": "cat",
@@ -204,7 +209,7 @@ PARITY: dict[str, Any] = {
     "language": _PARITY_PHASE,
     "id_plus_text": _PARITY_PHASE,
     "align": _PARITY_PHASE
-    | {"gamma": 0.2, "mmd_rows": "all_slots", "estimator": "tllib", "start": "copy"},
+    | {"gamma": 0.2, "mmd_rows": "all_slots", "mmd_users": 16, "estimator": "tllib", "start": "copy"},
     "disentangle": _PARITY_PHASE
     | {
         "lr": 1e-4,

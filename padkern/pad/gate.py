@@ -23,7 +23,7 @@ from padkern.data.batch import stream_key
 from padkern.data.split import EvalSplit
 from padkern.models.gate import FrequencyGate
 from padkern.models.triple_expert import ExpertModel
-from padkern.ops.ranking import count_ranks
+from padkern.ops.ranking import ranks_from_scores
 from padkern.pad.config import GateConfig
 from padkern.pad.evaluation import Evaluation, evaluate
 from padkern.pad.significance import metric_values
@@ -115,19 +115,23 @@ def _raise_unseen(
     gate: FrequencyGate, model: ExpertModel, data: HeldOut, users: np.ndarray, tolerance: float
 ) -> None:
     """Largest factor on the unseen bin whose NDCG@10 over all users stays within tolerance."""
-    history = data.split.history.take(users)
-    start = gate.logit[model.unseen_bin].clone()
-    quality = []
-    for factor in UNSEEN_FACTORS:
-        gate.logit[model.unseen_bin] = start + math.log(factor)
-        ranks = count_ranks(
-            data.states[users], _folded(gate, model, data), data.split.targets[users],
-            history.values, history.offsets,
-        )  # fmt: skip
-        quality.append(metric_values(ranks.numpy(), "ndcg@10").mean())
-    floor = max(quality) * (1 - tolerance)
-    best = max(f for f, q in zip(UNSEEN_FACTORS, quality, strict=True) if q >= floor)
-    gate.logit[model.unseen_bin] = start + math.log(best)
+    folded = _folded(gate, model, data)
+    unseen = model.item_bins == model.unseen_bin
+    gained = np.zeros(len(UNSEEN_FACTORS))
+    for low in range(0, len(users), CHUNK):
+        rows = users[low : low + CHUNK]
+        history = data.split.history.take(rows)
+        scores = data.states[rows] @ folded.T
+        cold = scores[:, unseen]
+        for place, factor in enumerate(UNSEEN_FACTORS):
+            scores[:, unseen] = cold * factor
+            ranks = ranks_from_scores(
+                scores, data.split.targets[rows], history.values, history.offsets
+            )
+            gained[place] += metric_values(ranks.numpy(), "ndcg@10").sum()
+    floor = gained.max() * (1 - tolerance)
+    best = max(f for f, g in zip(UNSEEN_FACTORS, gained, strict=True) if g >= floor)
+    gate.logit[model.unseen_bin] += math.log(best)
 
 
 @torch.no_grad()

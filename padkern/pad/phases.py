@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from padkern.data.batch import NegativeSampler, TrainBatch, TrainBatches, stream_key
@@ -90,6 +91,7 @@ class Phases:
             "pool_decay": model.pool_decay,
             "pool_scale": model.pool_scale,
             "language": model.language,
+            "id_init": model.id_init,
         }
         num_items = self.text.shape[0] - 1
         item_bins = torch.from_numpy(self.bins.item_bins)
@@ -152,14 +154,16 @@ class Phases:
             recommendation = self._loss(model, batch, step, "aligned", tables)
             if config.gamma == 0:
                 return recommendation
-            rows = self._mmd_rows(batch, step, config)
-            words = expert.tower.projected_text(model.text.index_select(0, rows))
             ids = expert.tower.id if config.start == "copy" else target
-            mmd = mkmmd_loss(
-                words, ids.index_select(0, rows),
-                alphas=config.alphas, estimator=config.estimator,
+            groups = self._mmd_rows(batch, step, config)
+            mmd = sum(
+                mkmmd_loss(
+                    expert.tower.projected_text(model.text.index_select(0, rows)),
+                    ids.index_select(0, rows), alphas=config.alphas, estimator=config.estimator,
+                )
+                for rows in groups
             )  # fmt: skip
-            return recommendation + config.gamma * mmd
+            return recommendation + config.gamma * mmd / len(groups)
 
         return model, self._fit(model, "aligned", loss)
 
@@ -267,24 +271,28 @@ class Phases:
         rare = (frequency > 0) & (frequency <= gate.hide_max_frequency)
         return torch.from_numpy(rare & (rng.random(len(rare)) < gate.hide)).to(self.device)
 
-    def _mmd_rows(self, batch: TrainBatch, step: int, config: AlignConfig) -> Tensor:
-        """Item ids whose text and ID vectors are compared.
+    def _mmd_rows(self, batch: TrainBatch, step: int, config: AlignConfig) -> list[Tensor]:
+        """Item ids whose text and ID vectors are compared, one tensor per group of users.
 
-        ``unique_items``: every item of the batch once. ``all_slots``: as released, every slot of
+        ``unique_items``: every item of the group once. ``all_slots``: as released, every slot of
         the padded positives and negatives, padding included.
         """
-        if config.mmd_rows == "unique_items":
-            rows = torch.unique(torch.cat([batch.inputs.items, batch.targets]))
-            return rows.to(self.device)
+        users, offsets = len(batch.users), batch.inputs.offsets
+        size = config.mmd_users or users
         slots = self.config.model.max_len + 1
-        total = len(batch.users) * slots
-        offsets = batch.inputs.offsets
-        lengths = offsets[1:] - offsets[:-1]
-        first = batch.inputs.items[offsets[:-1]]
-        positives = torch.cat([first, batch.targets])
-        negatives = self._sampler.draw(batch, 1, step)[:, 0]
-        pads = 2 * total - len(positives) - len(negatives)
-        assert int(lengths.sum()) == len(batch.targets)
-        return torch.cat([positives, negatives, torch.zeros(pads, dtype=torch.int64)]).to(
-            self.device
-        )
+        drawn = config.mmd_rows == "all_slots"
+        negatives = self._sampler.draw(batch, 1, step)[:, 0] if drawn else None
+        groups = []
+        for low in range(0, users, size):
+            high = min(low + size, users)
+            part = slice(int(offsets[low]), int(offsets[high]))
+            inputs, targets = batch.inputs.items[part], batch.targets[part]
+            if negatives is None:
+                rows = torch.unique(torch.cat([inputs, targets]))
+            else:
+                first = batch.inputs.items[offsets[low:high]]
+                real = torch.cat([first, targets, negatives[part]])
+                rows = F.pad(real, (0, 2 * (high - low) * slots - len(real)))
+            if len(rows) >= 2:
+                groups.append(rows.to(self.device))
+        return groups

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from padkern.pad.summary import GROUPS, group_title, ordered_rows
@@ -21,16 +22,17 @@ _COLOURS = {
     "text": "#e0b15a",
     "id_plus_text": "#c9772e",
     "aligned": "#7fb39a",
-    "align": "#7fb39a",
     "pad": "#0f6b50",
 }
 _SPARE = ("#7a5ea8", "#b0526a", "#4d7c8a", "#8a7a4d")
+_EXPERTS = ("#5b8db8", "#7fb39a", "#e0a33a", *_SPARE)
 _INK = "#2b3340"
 _RULE = "#dfe3e8"
 _STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
+    "figure.titlesize": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": "#9aa3b2",
@@ -52,6 +54,20 @@ _STYLE = {
 }
 
 
+def _styled(draw: Callable[..., str | None]) -> Callable[..., str | None]:
+    """Draws under this module's style and leaves the process's own as it was."""
+
+    @functools.wraps(draw)
+    def styled(*args: Any, **options: Any) -> str | None:
+        from matplotlib import rc_context
+
+        with rc_context(_STYLE):
+            return draw(*args, **options)
+
+    return styled
+
+
+@_styled
 def training_curves(records: Sequence[Mapping[str, Any]]) -> str | None:
     """Validation NDCG@10 and training loss per epoch, one line a phase.
 
@@ -68,7 +84,10 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> str | None:
         return None
     figure, (left, right) = _figure(1, 2, 9.6, 3.4)
     for place, (phase, rows) in enumerate(phases.items()):
-        style = {"color": _colour(phase, place), "linewidth": 2.4 if phase == "pad" else 1.6}
+        style = {
+            "color": _colour(phase, place),
+            "linewidth": 2.4 if phase in ("pad", "disentangle") else 1.6,
+        }
         epochs = [row.get("epoch", index + 1) for index, row in enumerate(rows)]
         values = [_percent(row.get("ndcg@10")) for row in rows]
         left.plot(epochs, values, label=phase, **style)
@@ -85,6 +104,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> str | None:
     return _svg(figure)
 
 
+@_styled
 def frequency_bars(
     models: Mapping[str, Any], split: str = "test", metric: str = "ndcg@10"
 ) -> str | None:
@@ -119,6 +139,7 @@ def frequency_bars(
     return _svg(figure)
 
 
+@_styled
 def interval_plot(
     comparison: Mapping[str, Any], split: str = "test", metric: str = "ndcg@10"
 ) -> str | None:
@@ -140,9 +161,13 @@ def interval_plot(
     panels = {name: entries for name, entries in panels.items() if entries}
     if not panels:
         return None
-    figure, grid = _figure(1, len(panels), 9.6, 2.6, sharey=True)
-    axes_list = [grid] if len(panels) == 1 else list(grid)
-    for axes, (name, entries) in zip(axes_list, panels.items(), strict=True):
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    figure, grid = _figure(lines, columns, 9.6, 2.4 * lines + 0.2, sharey=True, squeeze=False)
+    axes_list = list(grid.flat)
+    for spare in axes_list[len(panels) :]:
+        spare.set_axis_off()
+    for axes, (name, entries) in zip(axes_list, panels.items(), strict=False):
         axes.axvline(0, color=_INK, linewidth=1)
         for group, entry in entries:
             y = GROUPS.index(group)
@@ -159,48 +184,53 @@ def interval_plot(
     return _svg(figure)
 
 
+@_styled
 def gate_weights(gate: Mapping[str, Any]) -> str | None:
     """Weight of each expert per frequency bin, hottest bin first.
 
     Args:
-        gate: content of ``gate.json``: experts, labels, weights [bins][experts].
+        gate: content of ``gate.json``: experts, labels, weights [bins][experts], and optionally
+            vector_norm_shares [bins][experts].
     """
     experts, labels, weights = (gate.get(key) or [] for key in ("experts", "labels", "weights"))
     if not experts or not labels or len(labels) != len(weights):
         return None
-    figure, axes = _figure(1, 1, 9.6, 3.2)
-    colours = dict(zip(experts, ("#5b8db8", "#7fb39a", "#e0a33a"), strict=False))
-    for place, expert in enumerate(experts):
-        values = [_number(row[place]) for row in weights]
-        colour = colours.get(expert, _SPARE[place % len(_SPARE)])
-        axes.plot(range(len(labels)), values, "o-", color=colour, linewidth=2, label=expert)
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.set_xlabel("training occurrences of the candidate item: frequency bins, hottest first")
-    axes.set_title("gate weight of each expert")
-    if len(labels) > 12:
-        axes.tick_params(axis="x", labelrotation=60)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    shares = gate.get("vector_norm_shares") or []
+    panels = [("gate weight", weights)]
+    if len(shares) == len(labels):
+        panels.append(("share of the item vector's length", shares))
+    figure, grid = _figure(1, len(panels), 9.6, 3.4, squeeze=False)
+    spread = range(len(labels))
+    for axes, (title, table) in zip(grid.flat, panels, strict=True):
+        bottom = [0.0] * len(labels)
+        for place, expert in enumerate(experts):
+            values = [_number(row[place]) for row in table]
+            colour = _EXPERTS[place % len(_EXPERTS)]
+            if table is shares:
+                axes.bar(spread, values, 0.86, bottom=bottom, color=colour, label=expert)
+                bottom = [low + value for low, value in zip(bottom, values, strict=True)]
+            else:
+                axes.plot(spread, values, "o-", color=colour, linewidth=2, label=expert)
+        axes.set_xticks(spread, labels, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_xlabel("training occurrences of the item")
+        axes.set_title(title)
+    grid.flat[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure)
 
 
 def _figure(rows: int, columns: int, width: float, height: float, **options: Any) -> Any:
-    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        return figure, figure.subplots(rows, columns, **options)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def _svg(figure: Figure) -> str:
-    from matplotlib import rc_context
-
     buffer = io.StringIO()
-    with rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

@@ -9,6 +9,7 @@ from typing import Any
 from padkern.pad import plots
 from padkern.pad.folder import RunFolder
 from padkern.pad.summary import (
+    HEADLINES,
     comparison_table,
     interval_table,
     interval_text,
@@ -59,8 +60,6 @@ def render_report(folder: RunFolder) -> str:
     def figure(svg: str | None) -> Markup | None:
         return None if svg is None else Markup(svg)
 
-    columns, rows = comparison_table(metrics)
-    valid_columns, valid_rows = comparison_table(metrics, "valid")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -76,26 +75,15 @@ def render_report(folder: RunFolder) -> str:
         cards=_cards(models, comparison),
         verdicts=_verdicts(comparison),
         facts=_facts(audit),
-        table={
-            "columns": columns,
-            "rows": rows,
-            "best": _best(models, "test"),
-            "notes": _ROW_NOTES,
-        },
-        valid={
-            "columns": valid_columns,
-            "rows": valid_rows,
-            "best": _best(models, "valid"),
-            "notes": _ROW_NOTES,
-        },
+        table=_table(metrics, "test"),
+        valid=_table(metrics, "valid"),
         intervals=interval_table(comparison),
         bars=figure(plots.frequency_bars(models)),
         interval_figure=figure(plots.interval_plot(comparison)),
         curves=figure(plots.training_curves(folder.read_jsonl("metrics.jsonl"))),
         gate_figure=figure(plots.gate_weights(gate)),
         gate=_gate(gate),
-        seconds=[(name, f"{value:,.1f}") for name, value in metrics.get("seconds", {}).items()],
-        total=f"{sum(metrics.get('seconds', {}).values()):,.1f}",
+        seconds=_seconds(metrics.get("seconds", {})),
         command=run.get("command", ""),
         started=run.get("started", ""),
         environment=run.get("environment", {}),
@@ -131,7 +119,7 @@ def _cards(models: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[dic
         )
     for name, groups in comparison.get("test", {}).items():
         entry = groups.get("all", {}).get("ndcg@10", {})
-        if name.startswith("pad - ") and entry.get("difference") is not None:
+        if name in HEADLINES and entry.get("difference") is not None:
             cards.append(
                 {
                     "name": f"NDCG@10, {name}",
@@ -159,6 +147,21 @@ def _verdicts(comparison: Mapping[str, Any]) -> list[str]:
             said = f"PAD cannot be told apart from {rival}"
         sentences.append(f"{said} on test NDCG@10: {interval_text(entry)} percentage points.")
     return sentences
+
+
+def _table(metrics: Mapping[str, Any], split: str) -> dict[str, Any]:
+    columns, rows = comparison_table(metrics, split)
+    best = _best(metrics.get("models", {}), split)
+    return {"columns": columns, "rows": rows, "best": best, "notes": _ROW_NOTES}
+
+
+def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Training time per row, evaluation of all rows together, and the sum."""
+    rows = {name: value for name, value in seconds.items() if not name.endswith("/evaluation")}
+    rest = sum(value for name, value in seconds.items() if name not in rows)
+    entries = [*rows.items(), *([("evaluation", rest)] if rest else [])]
+    total = sum(seconds.values())
+    return [(name, f"{value:,.1f}") for name, value in [*entries, ("together", total)]]
 
 
 def _best(models: Mapping[str, Any], split: str) -> str:

@@ -92,6 +92,8 @@ def run_experiment(
         folder.write_yaml("config.yaml", config.to_yaml())
         resume_rows = False
     folder.write_json("audit.json", audit)
+    if not (resume_rows and folder.has("dataset")):
+        store_inputs(folder, dataset, text_matrix)
     split = make_split(dataset, config.split)
     bins = frequency_bins(split.train_frequency, config.num_bins, unseen=config.unseen)
     text = transform_text(text_matrix, config)

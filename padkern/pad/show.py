@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from padkern.errors import UsageError
 from padkern.pad.folder import RunFolder
 from padkern.pad.progress import Reporter, make_reporter
-from padkern.pad.summary import comparison_table, interval_table, percent
+from padkern.pad.summary import HEADLINES, comparison_table, interval_table, percent
 
 if TYPE_CHECKING:
     from padkern.data.dataset import Dataset
@@ -69,12 +69,13 @@ def show_recommendations(
             _short(entry["text"] or entry["item"], 60),
             str(place),
             entry["item"],
+            f"{entry['frequency']:,}",
             f"{entry['score']:.3f}",
             *(f"{100 * entry['shares'][expert]:.0f} %" for expert in experts),
         ]
         for place, entry in enumerate(found, start=1)
     ]
-    out.table("recommendations", ["title", "rank", "item", "score", *experts], rows)
+    out.table("recommendations", ["title", "rank", "item", "trained", "score", *experts], rows)
 
 
 def show_tables(folder: RunFolder, reporter: Reporter) -> None:
@@ -84,7 +85,7 @@ def show_tables(folder: RunFolder, reporter: Reporter) -> None:
         "test: Hit@10 / NDCG@10 in percent, by training occurrences of the target", columns, rows
     )
     if folder.exists("comparison.json"):
-        columns, rows = interval_table(folder.read_json("comparison.json"))
+        columns, rows = interval_table(folder.read_json("comparison.json"), names=HEADLINES)
         reporter.table("test: differences in percentage points, 95 % intervals", columns, rows)
 
 

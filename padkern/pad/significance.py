@@ -6,8 +6,10 @@ import re
 
 import numpy as np
 
-#: Cells of one block of bootstrap weights: bounds memory to about 32 MiB.
+# Cells of one block of bootstrap draws: bounds memory to about 32 MiB.
 _CELLS = 4_000_000
+# Above this many distinct differences drawing the users themselves is quicker.
+_MAX_DISTINCT = 500
 _METRIC = re.compile(r"(hit|ndcg)@([1-9][0-9]*)")
 
 
@@ -51,7 +53,7 @@ def paired_bootstrap(
     """Difference ``metric(a) - metric(b)`` over the same users, with its uncertainty.
 
     Users are drawn with replacement. Only how often each distinct difference is drawn matters, so
-    one multinomial draw over the distinct values stands for a draw over the users: the same
+    where these are few, one multinomial draw over them stands for a draw over the users: the same
     distribution at a fraction of the work. Several seeds of a model are averaged per user first;
     the interval then covers the choice of users, not the choice of seeds.
 
@@ -91,11 +93,14 @@ def paired_bootstrap(
     distinct, counts = np.unique(difference, return_counts=True)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    step = max(1, _CELLS // distinct.size)
+    few = distinct.size <= _MAX_DISTINCT
+    step = max(1, _CELLS // (distinct.size if few else n))
     for low in range(0, resamples, step):
-        high = min(low + step, resamples)
-        weights = rng.multinomial(n, counts / n, size=high - low)
-        means[low:high] = weights @ distinct / n
+        size = min(step, resamples - low)
+        if few:
+            means[low : low + size] = rng.multinomial(n, counts / n, size=size) @ distinct / n
+        else:
+            means[low : low + size] = difference[rng.integers(0, n, (size, n))].mean(axis=1)
     below, above = int((means <= 0).sum()), int((means >= 0).sum())
     bounds = np.percentile(means, [2.5, 97.5])
     return {

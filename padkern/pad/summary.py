@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = [
     "GROUPS",
+    "HEADLINES",
     "ROWS",
     "comparison_table",
     "group_title",
@@ -20,6 +21,8 @@ __all__ = [
 ROWS = ("most_pop", "text_knn", "pretrain", "text", "id_plus_text", "aligned", "pad")
 #: Groups of targets by training frequency.
 GROUPS = ("all", "freq_0", "freq_1_5", "freq_6_50", "freq_gt_50")
+#: The differences that a run is judged by.
+HEADLINES = ("pad - pretrain", "pad - id_plus_text")
 _TITLES = {
     "all": "all",
     "freq_0": "cold (0)",
@@ -84,17 +87,21 @@ def interval_text(entry: Mapping[str, Any] | None) -> str:
 
 
 def interval_table(
-    comparison: Mapping[str, Any], split: str = "test"
+    comparison: Mapping[str, Any], split: str = "test", names: Iterable[str] | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the differences between rows, with 95 % intervals.
 
     Args:
         comparison: content of ``comparison.json``.
         split: ``"test"`` or ``"valid"``.
+        names: the differences wanted; None for all.
     """
+    wanted = None if names is None else set(names)
     columns = ["difference", "targets", "NDCG@10", "p", "Hit@10", "p"]
     rows = []
     for name, groups in comparison.get(split, {}).items():
+        if wanted is not None and name not in wanted:
+            continue
         for group in (group for group in GROUPS if group in groups):
             cells = []
             for metric in ("ndcg@10", "hit@10"):

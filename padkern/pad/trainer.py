@@ -22,8 +22,6 @@ from padkern.pad.config import PhaseConfig
 from padkern.pad.folder import RunFolder
 from padkern.pad.progress import Reporter
 
-SELECTION_METRIC = "ndcg@10"
-
 
 @dataclass
 class FitResult:
@@ -98,7 +96,7 @@ def fit(
         model: modified in place.
         batches: shuffled batches, see :class:`TrainBatches`.
         loss_fn: batch and global step to scalar loss.
-        validate: metrics on the validation split; selection reads ``ndcg@10`` only.
+        validate: metrics on the validation split; selection reads ``config.select``.
         config: epochs, learning rate, decay, patience.
         phase: name, part of every random stream and of the checkpoint path.
         seed: root of the random streams.
@@ -154,9 +152,9 @@ def fit(
         seconds = time.perf_counter() - began
         model.eval()
         metrics = validate()
-        better = metrics[SELECTION_METRIC] > result.best
+        better = metrics[config.select] > result.best
         if better:
-            result.best, result.best_epoch, stale = metrics[SELECTION_METRIC], epoch, 0
+            result.best, result.best_epoch, stale = metrics[config.select], epoch, 0
             best = {name: value.clone() for name, value in model.state_dict().items()}
         else:
             stale += 1

@@ -12,15 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from padkern.errors import CheckpointError, EnvError, UsageError
+from padkern.errors import EnvError, UsageError
 from padkern.pad.folder import RunFolder
 from padkern.pad.progress import PlainReporter, Reporter, RichReporter
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from padkern.data.dataset import Dataset
-    from padkern.data.split import Split
     from padkern.pad.config import RunConfig
 
 __all__ = [
@@ -39,7 +38,7 @@ class Request:
     """What to train, as asked for on the command line.
 
     Attributes:
-        data: folder, file or name of the data set.
+        data: folder, file or name of the data set; may be None to resume.
         text: encoder or matrix file; None for the data set's default.
         preset: ``"clean"`` or ``"parity"``; None for clean.
         seed: root of all random draws; None for the preset's.
@@ -51,7 +50,7 @@ class Request:
         shuffle_text: permute the text vectors among the items (a control).
     """
 
-    data: str
+    data: str | None
     text: str | None = None
     preset: str | None = None
     seed: int | None = None
@@ -61,6 +60,11 @@ class Request:
     columns: list[str] = field(default_factory=list)
     filters: list[str] = field(default_factory=list)
     shuffle_text: bool = False
+
+    @property
+    def source(self) -> str:
+        """The encoder or matrix file, the default filled in."""
+        return self.text or ("wordllama" if self.data == "completejourney" else "minilm")
 
 
 def train(request: Request, out: Path, *, resume: bool, reporter: Reporter) -> dict[str, Any]:
@@ -79,33 +83,44 @@ def train(request: Request, out: Path, *, resume: bool, reporter: Reporter) -> d
         UsageError: the folder is in use, or an option or configuration value is not accepted.
         DataError, CheckpointError, EnvError: see the exit codes of the command line.
     """
-    from padkern.data import audit, format_audit
+    from padkern.data import audit, format_audit, make_split
     from padkern.pad.report import write_report
-    from padkern.pad.run import run_experiment
+    from padkern.pad.run import load_inputs, run_experiment, shuffled_text, store_inputs
     from padkern.pad.show import show_tables
 
     config = _run_config(request, out, resume)
     device = pick_device(request.device)
-    dataset = read_data(
-        request.data,
-        on_bad_rows=request.on_bad_rows,
-        columns=request.columns,
-        filters=request.filters,
-        quarantine=out / _QUARANTINE,
-    )
-    facts = audit(dataset, split_data(dataset, config), config.model.max_len)
-    if resume and (out / "audit.json").exists():
-        _same_data(RunFolder(out, create=False), facts)
-    reporter.message(format_audit(facts))
-    source = request.text or ("wordllama" if request.data == "completejourney" else "minilm")
-    matrix = text_matrix(source, dataset, device=device, reporter=reporter)
-    if request.shuffle_text:
-        order = np.random.default_rng(config.seed).permutation(len(matrix) - 1)
-        matrix[1:] = matrix[1:][order]
-        reporter.message("control: text vectors are permuted among the items")
+    stored = RunFolder(out, create=False) if resume and out.is_dir() else None
+    if stored is not None and stored.has("dataset"):
+        _same_request(stored, request)
+        dataset, matrix = load_inputs(stored)
+        facts = stored.read_json("audit.json")
+        reporter.message(f"resuming {out}: {dataset.name}, {dataset.num_users:,} users")
+    else:
+        if request.data is None:
+            raise UsageError("--data is needed")
+        dataset = read_data(
+            request.data,
+            on_bad_rows=request.on_bad_rows,
+            columns=request.columns,
+            filters=request.filters,
+            quarantine=out / _QUARANTINE,
+        )
+        split = make_split(dataset, config.split)
+        facts = audit(dataset, split, config.model.max_len)
+        reporter.message(format_audit(facts))
+        matrix = text_matrix(request.source, dataset, device=device, reporter=reporter)
+        if request.shuffle_text:
+            matrix = shuffled_text(matrix, config.seed)
+            reporter.message("control: the text vectors are permuted among the items")
     with RunFolder(out) as folder:
-        if not folder.exists("run.json"):
-            folder.write_json("run.json", _record(request, source, device, matrix.shape[1]))
+        if not resume and folder.exists("config.yaml"):
+            raise UsageError(f"--out {out}: another process started a run there")
+        if not folder.has("dataset"):
+            folder.write_yaml("config.yaml", config.to_yaml())
+            folder.write_json("run.json", _record(request, device, matrix.shape[1]))
+            folder.write_json("audit.json", facts)
+            store_inputs(folder, dataset, matrix)
         metrics = run_experiment(
             dataset,
             matrix,
@@ -184,7 +199,7 @@ def resolve_config(preset: str | None, seed: int | None, overrides: list[str]) -
 
     if preset not in (None, "clean", "parity"):
         raise UsageError(f"--preset must be clean or parity, got {preset!r}")
-    chosen = RunConfig.preset(preset or "clean")
+    chosen = RunConfig.from_preset(preset or "clean")
     return chosen.with_overrides(overrides + ([] if seed is None else [f"seed={seed}"]))
 
 
@@ -260,13 +275,6 @@ def pick_device(name: str) -> str:
     return name
 
 
-def split_data(dataset: Dataset, config: RunConfig) -> Split:
-    """Cuts the data set as the configuration says."""
-    from padkern.data.split import make_split
-
-    return make_split(dataset, config.split)
-
-
 @contextmanager
 def embedding_progress(reporter: Reporter) -> Iterator[Callable[[int, int], None] | None]:
     """A callback (texts done, texts in all): a bar on a terminal, else a line every few seconds."""
@@ -312,40 +320,35 @@ def _run_config(request: Request, out: Path, resume: bool) -> RunConfig:
         return resolve_config(request.preset, request.seed, request.overrides)
     if not resume:
         raise UsageError(f"--out {out}: holds a run; add --resume, or take another folder")
-    text = RunFolder(out, create=False).read_text("config.yaml")
-    stored = RunConfig.from_yaml(text)
-    wanted = stored
-    if request.preset is not None:
-        wanted = resolve_config(request.preset, stored.seed, [])
+    stored = RunConfig.from_yaml(RunFolder(out, create=False).read_text("config.yaml"))
+    if request.preset not in (None, stored.preset):
+        raise UsageError(f"--preset {request.preset}: the run to resume has {stored.preset}")
     seed = [] if request.seed is None else [f"seed={request.seed}"]
-    wanted = wanted.with_overrides(request.overrides + seed)
-    if wanted != stored and request.preset is not None:
-        # The run itself may have had --set options that are not repeated now.
-        wanted = resolve_config(request.preset, request.seed, request.overrides)
-    if wanted != stored:
+    if stored.with_overrides(request.overrides + seed) != stored:
         raise UsageError(
-            f"--resume continues {out} with its own config.yaml; the options given now differ from "
-            "it (leave them away, or start another run)"
+            f"--resume continues {out} with its own config.yaml, and the options given now differ "
+            "from it; leave them away or start another run"
         )
     return stored
 
 
-def _same_data(folder: RunFolder, facts: dict[str, Any]) -> None:
-    before = folder.read_json("audit.json")
-    if before.get("sha256") != facts["sha256"]:
-        raise CheckpointError(
-            f"{folder.path}: cannot resume: the data set is not the one of this run "
-            f"(SHA-256 {facts['sha256'][:12]}..., was {str(before.get('sha256'))[:12]}...)"
-        )
+def _same_request(folder: RunFolder, request: Request) -> None:
+    """Raises UsageError where an option contradicts the inputs stored in the run to resume."""
+    before = folder.read_json("run.json").get("request", {})
+    for name, value in (("data", request.data), ("text", request.text)):
+        if value is not None and value != before.get(name):
+            raise UsageError(f"--{name} {value}: the run to resume has {before.get(name)}")
+    if request.shuffle_text != before.get("shuffle_text", False):
+        raise UsageError("--shuffle-text must be given as in the run to resume")
 
 
-def _record(request: Request, source: str, device: str, width: int) -> dict[str, Any]:
+def _record(request: Request, device: str, width: int) -> dict[str, Any]:
     """What is needed to do the run again, for ``run.json``."""
     from padkern.environment import facts
 
     return {
         "command": shlex.join(["padkern", *sys.argv[1:]]),
-        "request": {**asdict(request), "text": source, "device": device},
+        "request": {**asdict(request), "text": request.source, "device": device},
         "text_width": width,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "environment": facts(),

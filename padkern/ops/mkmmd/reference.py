@@ -112,7 +112,7 @@ def mkmmd_loss_ref(
 
     Arguments are taken as already checked.
     """
-    n, m = source.shape[0], target.shape[0]
+    n = source.shape[0]
     points, weights, _ = _pool(source, target, source_weight, target_weight)
     if sigma_sq is None:
         bandwidth = mean_sq_distance(source, target, source_weight, target_weight).detach()

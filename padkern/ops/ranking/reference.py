@@ -197,8 +197,13 @@ def _rank_tiles(
     )
 
 
-def _as_ids(*arrays: IntArray, device: torch.device) -> tuple[Tensor, ...]:
-    return tuple(torch.as_tensor(a, dtype=torch.int64, device=device) for a in arrays)
+def _as_ids(
+    targets: IntArray, seen_values: IntArray, seen_offsets: IntArray, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    def convert(ids: IntArray) -> Tensor:
+        return torch.as_tensor(ids, dtype=torch.int64, device=device)
+
+    return convert(targets), convert(seen_values), convert(seen_offsets)
 
 
 @torch.no_grad()
@@ -232,7 +237,7 @@ def ranks_from_scores(
             f"scores must be [B, num_items + 1] with num_items >= 1, got {list(scores.shape)}"
         )
     work = _at_least_float32(scores).clone()
-    ids = _as_ids(targets, seen_values, seen_offsets, device=scores.device)
+    ids = _as_ids(targets, seen_values, seen_offsets, scores.device)
     _check_ids(*ids, batch=scores.shape[0], num_items=scores.shape[1] - 1)
     target_scores = work.gather(1, ids[0][:, None])[:, 0]
     return _rank_tiles([(0, work)], target_scores, *ids, mask_repeats, 0).ranks
@@ -261,7 +266,7 @@ def rank_chunk(
         raise ValueError(
             f"user_states must be [B, {items.tiles[0].shape[1]}], got {list(user_states.shape)}"
         )
-    ids = _as_ids(targets, seen_values, seen_offsets, device=states.device)
+    ids = _as_ids(targets, seen_values, seen_offsets, states.device)
     _check_ids(*ids, batch=states.shape[0], num_items=items.num_items)
     dtype = torch.promote_types(states.dtype, items.tiles[0].dtype)
     states = states.to(dtype)
@@ -325,7 +330,7 @@ def count_ranks(
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     items = ItemTiles.build(item_matrix, item_tile)
-    t, values, offsets = _as_ids(targets, seen_values, seen_offsets, device=user_states.device)
+    t, values, offsets = _as_ids(targets, seen_values, seen_offsets, user_states.device)
     batch = user_states.shape[0]
     _check_ids(t, values, offsets, batch, items.num_items)
     ranks = torch.empty(batch, dtype=torch.float64, device=user_states.device)

@@ -140,8 +140,9 @@ def _check(
             raise TypeError("valid must be a bool Tensor or None")
         if tuple(valid.shape) != (tokens,):
             raise ValueError(f"valid must have shape [{tokens}], got {list(valid.shape)}")
-    for name, x in (floats | ids | {"valid": valid}).items():
-        if x is not None and x.device != users.device:
+    others = floats | ids | ({} if valid is None else {"valid": valid})
+    for name, x in others.items():
+        if x.device != users.device:
             raise ValueError(f"{name} must be on {users.device}, got {x.device}")
 
 
