@@ -68,24 +68,42 @@ def value_and_gradients(
     return value.detach(), d_source, d_target
 
 
+def exact_mkmmd(
+    source: Tensor, target: Tensor, **options: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and gradients of the reference, computed in float64 on the same (rounded) values."""
+    exact_options = {
+        key: value.double() if isinstance(value, Tensor) else value
+        for key, value in options.items()
+        if key != "backend"
+    }
+    return value_and_gradients(mkmmd_loss_ref, source.double(), target.double(), **exact_options)
+
+
 def assert_mkmmd_matches_reference(
-    loss: Callable[..., Tensor], source: Tensor, target: Tensor, **options: object
+    loss: Callable[..., Tensor],
+    source: Tensor,
+    target: Tensor,
+    *,
+    expected: tuple[Tensor, Tensor, Tensor] | None = None,
+    **options: object,
 ) -> None:
     """Compares a loss and its gradients with the float64 reference on the same values.
+
+    Args:
+        loss: Called as ``loss(source, target, **options)``.
+        source: ``[n, D]``.
+        target: ``[m, D]``.
+        expected: What :func:`exact_mkmmd` gave for the same arguments, to spare computing it again.
+        **options: Keyword arguments of :func:`padkern.mkmmd_loss`.
 
     Raises:
         AssertionError: An error exceeds the tolerance of the compute dtype, or is NaN.
     """
     dtype = torch.float64 if torch.float64 in (source.dtype, target.dtype) else torch.float32
     tolerance = MKMMD_TOLERANCES[dtype]
-    exact_options = {
-        key: value.double() if isinstance(value, Tensor) else value
-        for key, value in options.items()
-        if key != "backend"
-    }
-    expected = value_and_gradients(
-        mkmmd_loss_ref, source.double(), target.double(), **exact_options
-    )
+    if expected is None:
+        expected = exact_mkmmd(source, target, **options)
     actual = value_and_gradients(loss, source, target, **options)
     assert actual[0].dtype == dtype, f"loss has dtype {actual[0].dtype}, expected {dtype}"
     error = abs(float(actual[0]) - float(expected[0]))

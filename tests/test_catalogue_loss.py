@@ -17,7 +17,9 @@ def make(tokens=7, items=11, dim=5, seed=0, dtype=torch.float64):
     return users, vectors, targets, bias
 
 
-@pytest.mark.parametrize(("tokens", "items", "dim"), [(1, 1, 1), (7, 11, 5), (64, 3, 2), (5, 97, 8)])
+@pytest.mark.parametrize(
+    ("tokens", "items", "dim"), [(1, 1, 1), (7, 11, 5), (64, 3, 2), (5, 97, 8)]
+)
 @pytest.mark.parametrize("chunk", [1, 3, 1024])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_value_and_gradients(tokens, items, dim, chunk, with_bias):

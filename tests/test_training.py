@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -85,7 +86,8 @@ def test_run_writes_every_row(tmp_path, preset):
     for row in ROWS:
         for part in ("valid", "test"):
             every = stored["models"][row][part]["all"]
-            assert every["count"] == 60 and 0 <= every["hit@10"] <= 1
+            assert every["count"] == 60
+            assert 0 <= every["hit@10"] <= 1
     comparison = json.loads((tmp_path / "run" / "comparison.json").read_text())
     interval = comparison["test"]["pad - id_plus_text"]["all"]["ndcg@10"]
     assert interval["low"] <= interval["difference"] <= interval["high"]
@@ -118,14 +120,18 @@ def test_resume_gives_the_same_bits(tmp_path, where):
         run(tmp_path / "cut", reporter=StopAfter(*where))
     resumed = run(tmp_path / "cut", resume=True)
     assert resumed["models"] == whole["models"]
-    with RunFolder(tmp_path / "whole", create=False) as a:
-        with RunFolder(tmp_path / "cut", create=False) as b:
-            for row in ROWS[2:]:
-                left, right = (f.load_tensors(f"models/{row}")[0] for f in (a, b))
-                assert all(torch.equal(left[k], right[k]) for k in left), row
-            epochs = [[(r["phase"], r["epoch"], r["loss"]) for r in f.read_jsonl("metrics.jsonl")]
-                      for f in (a, b)]  # fmt: skip
-            assert epochs[0] == epochs[1]
+    with (
+        RunFolder(tmp_path / "whole", create=False) as a,
+        RunFolder(tmp_path / "cut", create=False) as b,
+    ):
+        for row in ROWS[2:]:
+            left, right = (f.load_tensors(f"models/{row}")[0] for f in (a, b))
+            assert all(torch.equal(left[k], right[k]) for k in left), row
+        epochs = [
+            [(r["phase"], r["epoch"], r["loss"]) for r in f.read_jsonl("metrics.jsonl")]
+            for f in (a, b)
+        ]
+        assert epochs[0] == epochs[1]
 
 
 def test_resume_refuses_another_configuration(tmp_path):
@@ -144,7 +150,8 @@ def test_loaded_run_ranks_and_recommends_as_before(tmp_path):
             k: v for k, v in metrics["models"][row]["test"]["all"].items() if k != "counters"
         }
     best = loaded.recommend([3, 4, 5], k=5)
-    assert len(best) == 5 and not {"i3", "i4", "i5"} & {r["item"] for r in best}
+    assert len(best) == 5
+    assert not {"i3", "i4", "i5"} & {r["item"] for r in best}
     assert all(abs(sum(r["shares"].values()) - 1) < 1e-5 for r in best)
     assert [r["score"] for r in best] == sorted((r["score"] for r in best), reverse=True)
     for call in (lambda: loaded.recommend([]), lambda: loaded.recommend([99]),
@@ -206,7 +213,8 @@ def test_gate_fit_prefers_the_expert_that_predicts():
         [(u @ t.T).std() for u, t in zip(data.states.split(widths, 1), data.tables, strict=True)]
     )
     say = logit.exp()[1 : phases.config.num_bins + 1] * spread
-    assert (say[:, 2] > 2 * say[:, 0]).all() and (say[:, 2] > 2 * say[:, 1]).all()
+    assert (say[:, 2] > 2 * say[:, 0]).all()
+    assert (say[:, 2] > 2 * say[:, 1]).all()
     assert torch.equal(logit, fit_gate(model, data, phases.config.disentangle.gate, seed=1))
 
 
@@ -231,7 +239,8 @@ def test_optimiser_groups_spare_gates_norms_and_biases():
     for name, p in model.named_parameters():
         group = place[id(p)]
         if "gate" in name:
-            assert group["weight_decay"] == 0 and group["lr"] == 0.5
+            assert group["weight_decay"] == 0
+            assert group["lr"] == 0.5
         elif p.ndim < 2:
             assert group["weight_decay"] == 0, name
         else:
@@ -241,8 +250,10 @@ def test_optimiser_groups_spare_gates_norms_and_biases():
 
 def test_schedule_warms_up_and_ends_at_the_floor():
     factors = [schedule(step, 100, 10, 0.05) for step in range(101)]
-    assert factors[0] < 0.11 and max(factors) > 0.97 and abs(factors[100] - 0.05) < 1e-12
-    assert all(b <= a for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[0] < 0.11
+    assert max(factors) > 0.97
+    assert abs(factors[100] - 0.05) < 1e-12
+    assert all(b <= a for a, b in itertools.pairwise(factors))
 
 
 def test_diverged_loss_stops_with_the_place():
@@ -263,7 +274,8 @@ def test_early_stopping_restores_the_best_epoch():
 def test_shuffled_text_keeps_rows_and_padding():
     _, text = make_dataset()
     mixed = shuffled_text(text, 3)
-    assert np.array_equal(mixed[0], text[0]) and not np.array_equal(mixed, text)
+    assert np.array_equal(mixed[0], text[0])
+    assert not np.array_equal(mixed, text)
     assert np.array_equal(np.sort(mixed, axis=0), np.sort(text, axis=0))
 
 

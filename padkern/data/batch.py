@@ -1,8 +1,8 @@
 """Packed batches of sequences, and the order in which training visits them.
 
-A packed batch holds real tokens only: item ids of all sequences one after the other, with cumulative
-lengths. About 70 % of the slots of a padded Prime Pantry batch are padding, so packing is where most
-of the training time is saved.
+A packed batch holds real tokens only: item ids of all sequences one after the other, with
+cumulative lengths. About 70 % of the slots of a padded Prime Pantry batch are padding, so packing
+is where most of the training time is saved.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class PackedSequences:
 
     Attributes:
         items: ``[T]`` int64 item ids, oldest first within each sequence.
-        offsets: ``[B + 1]`` int64 cumulative lengths; sequence b is ``items[offsets[b]:offsets[b+1]]``.
+        offsets: ``[B + 1]`` int64 cumulative lengths; sequence b is
+            ``items[offsets[b]:offsets[b + 1]]``.
         positions: ``[T]`` int64 right-aligned slots: the last item of every sequence stands at
             ``max_len - 1``.
         grid: ``[T]`` int64 flat slot of each token in a ``[B, width]`` grid (tokens first).

@@ -82,8 +82,8 @@ def numbers(table: Table, column: str, reason: str, rule: str) -> np.ndarray:
     if pa.types.is_integer(kind):
         _reject_null(table, column, array)
         array = pc.fill_null(array, 0)
-        large = to_numpy(pc.greater(array, pa.scalar(2**63 - 1, pa.uint64()))) if kind == pa.uint64() else None
-        if large is not None and large.any():
+        if kind == pa.uint64():
+            large = to_numpy(pc.greater(array, pa.scalar(2**63 - 1, kind)))
             table.reject(large, column, reason, "must be below 2 ** 63")
         return to_numpy(array.cast(pa.int64(), safe=False))
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):

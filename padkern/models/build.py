@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,8 +48,8 @@ def build_expert(
         pool_scale: its starting factor.
         language: what a ``"text"`` expert is: ``"text_space"`` (:class:`TextSpaceExpert`) or
             ``"projected"`` (projected text through the same form as the others).
-        id_init: free ID vectors start ``"scaled"`` (norm about 1/2, padding row zero) or ``"xavier"``
-            (the release: spread depends on the catalogue size, padding row random).
+        id_init: free ID vectors start ``"scaled"`` (norm about 1/2, padding row zero) or
+            ``"xavier"`` (the release: spread depends on the catalogue size, padding row random).
 
     Raises:
         ValueError: an unknown encoder or option.
@@ -75,12 +77,14 @@ def build_expert(
         nn.init.normal_(tower.id, std=0.5 * dim**-0.5)
         with torch.no_grad():
             tower.id[0] = 0.0
-    if kind == "fused" and fuse == "cat":
-        nn.init.xavier_normal_(tower.join[1].weight)
-        nn.init.zeros_(tower.join[1].bias)
+    if tower.join is not None:
+        join: Any = tower.join[1]
+        nn.init.xavier_normal_(join.weight)
+        nn.init.zeros_(join.bias)
     if kind != "id":
         tower.project.reset_parameters(text)
-        first = tower.project.layers[0].weight
+        projection: Any = tower.project.layers[0]
+        first = projection.weight
         if text_layers == 0 and first.shape[0] <= first.shape[1]:
             with torch.no_grad():
                 first.copy_(torch.eye(*first.shape))

@@ -39,12 +39,12 @@ class TextProjection(nn.Module):
 
     def reset_parameters(self, text: Tensor) -> None:
         """Scales the first map so that item vectors of ``text`` start with norm about 1."""
-        first = self.layers[0]
-        if len(self.layers) == 1:
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        if len(layers) == 1:
             norm = text[1:].norm(dim=1).mean().clamp_min(1e-6).item() if len(text) > 1 else 1.0
-            nn.init.normal_(first.weight, std=1.0 / (norm * math.sqrt(first.out_features)))
+            nn.init.normal_(layers[0].weight, std=1.0 / (norm * math.sqrt(layers[0].out_features)))
             return
-        for layer in self.layers:
+        for layer in layers:
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -89,13 +89,13 @@ class ItemTower(nn.Module):
         if fuse not in ("sum", "cat"):
             raise ValueError(f"fuse must be 'sum' or 'cat', got {fuse!r}")
         self.kind = kind
+        self.join: nn.Sequential | None = None
         if kind != "text":
             self.id = nn.Parameter(torch.zeros(num_items + 1, dim))
         if kind != "id":
             self.project = TextProjection(
                 text_dim, dim, hidden_layers=hidden_layers, dropout=dropout
             )
-        self.join = None
         if kind == "fused" and fuse == "cat":
             self.join = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * dim, dim), nn.GELU())
 
@@ -131,6 +131,9 @@ class RecencyPool(nn.Module):
     the untrained text nearest-neighbour ranker, kept as a path beside the encoder because training
     on warm items drifts away from the geometry that unseen items need.
     """
+
+    lag: Tensor
+    causal: Tensor
 
     def __init__(self, max_len: int, decay: float = 0.6) -> None:
         super().__init__()

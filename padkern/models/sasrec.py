@@ -6,7 +6,6 @@ Source: Kang and McAuley 2018, arXiv:1808.09781; the post-LN layout follows the 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
         # Tokens stand first in the grid, so the causal mask alone keeps real queries off the
         # empty slots behind them, and rows of empty slots are never read back.
-        tokens, dim = x.shape
+        _tokens, dim = x.shape
         grid = x.new_zeros(packed.batch_size * packed.width, 3 * dim)
         grid = grid.index_copy(0, packed.grid, self.qkv(x))
         q, k, v = grid.view(

@@ -8,7 +8,7 @@ g_3 v_3]``: exact, and a single maximum-inner-product search at serving time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences, pack, pack_ragged, unpad
 from padkern.models.build import build_expert
-from padkern.models.expert import Expert
 from padkern.models.gate import FrequencyGate
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
 from padkern.ops.triple_expert import gated_bce_loss
@@ -29,7 +28,8 @@ class ExpertModel(nn.Module):
     """Any number of experts over one catalogue, mixed by a frequency gate when there are several.
 
     Args:
-        experts: name -> :class:`Expert`, of any widths d_e.
+        experts: name -> :class:`padkern.models.expert.Expert` or its text-space form, of any
+            widths d_e.
         text: ``[N + 1, E]`` frozen text matrix, row 0 zero.
         item_bins: ``[N + 1]`` int64 frequency bin of every item, 0 for padding.
         unseen_bin: bin of items without a training interaction. They get a zero ID vector and are
@@ -41,9 +41,16 @@ class ExpertModel(nn.Module):
         ValueError: shapes do not fit, or row 0 is not padding.
     """
 
+    # nn.Module hides the types of what is registered on it.
+    experts: Any
+    gate: Any
+    text: Tensor
+    item_bins: Tensor
+    id_scale: Tensor
+
     def __init__(
         self,
-        experts: Mapping[str, Expert],
+        experts: Mapping[str, nn.Module],
         text: Tensor,
         item_bins: Tensor,
         *,

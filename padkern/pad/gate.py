@@ -160,19 +160,20 @@ def cross_fitted(
     """
     fold = np.random.default_rng(stream_key(seed, "folds")).permutation(len(data.split)) % folds
     before = model.gate.logit.detach().clone()
-    result: Evaluation | None = None
+    parts: list[Evaluation] = []
     for k in range(folds):
-        inside = fold == k
-        logit = fit_gate(model, data, config, seed=seed, users=np.flatnonzero(~inside))
+        logit = fit_gate(model, data, config, seed=seed, users=np.flatnonzero(fold != k))
         set_gate(model, logit)
         part = evaluate(
             model, data.split, train_frequency=train_frequency,
             item_bins=model.item_bins.cpu().numpy(), mask_repeats=mask_repeats, with_top=True,
         )  # fmt: skip
+        parts.append(part)
         set_gate(model, before)
-        if result is None:
-            result = part
-        else:
-            result.ranks[inside] = part.ranks[inside]
+    result = parts[0]
+    for k, part in enumerate(parts):
+        inside = fold == k
+        result.ranks[inside] = part.ranks[inside]
+        if result.top is not None and part.top is not None:
             result.top[inside] = part.top[inside]
     return result

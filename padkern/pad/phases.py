@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from padkern.data.batch import NegativeSampler, TrainBatch, TrainBatches, stream_key
 from padkern.data.bins import FrequencyBins
+from padkern.data.dataset import Ragged
 from padkern.data.split import EvalSplit, Split
 from padkern.functional import mkmmd_loss
 from padkern.models.build import build_expert
@@ -57,7 +59,7 @@ class Phases:
         reporter, folder, resume: passed on to :func:`padkern.pad.trainer.fit`.
     """
 
-    train: object
+    train: Ragged
     valid: EvalSplit
     train_frequency: np.ndarray
     bins: FrequencyBins
@@ -79,7 +81,7 @@ class Phases:
         """A fresh model of one row; weights depend on (seed, row)."""
         torch.manual_seed(stream_seed(self.config.seed, row, "init"))
         model = self.config.model
-        options = {
+        options: dict[str, Any] = {
             "dim": model.dim,
             "max_len": model.max_len,
             "encoder": model.encoder,
@@ -110,9 +112,7 @@ class Phases:
                 "aligned": ("aligned", "fused"),
             }[row]
             expert = build_expert(kind, num_items, self.text, **options)
-            net = ExpertModel(
-                {name: expert}, self.text, item_bins, unseen_bin=self.bins.unseen_bin
-            )
+            net = ExpertModel({name: expert}, self.text, item_bins, unseen_bin=self.bins.unseen_bin)
         return net.to(self.device)
 
     # -- phases ------------------------------------------------------------------------------
@@ -156,20 +156,20 @@ class Phases:
                 return recommendation
             ids = expert.tower.id if config.start == "copy" else target
             groups = self._mmd_rows(batch, step, config)
-            mmd = sum(
+            losses = [
                 mkmmd_loss(
                     expert.tower.projected_text(model.text.index_select(0, rows)),
                     ids.index_select(0, rows), alphas=config.alphas, estimator=config.estimator,
                 )
                 for rows in groups
-            )  # fmt: skip
-            return recommendation + config.gamma * mmd / len(groups)
+            ]  # fmt: skip
+            return recommendation + config.gamma * torch.stack(losses).mean()
 
         return model, self._fit(model, "aligned", loss)
 
     def disentangle(
         self, pretrained: ExpertModel, aligned: ExpertModel, language: ExpertModel | None
-    ) -> tuple[TripleExpert, FitResult]:
+    ) -> tuple[ExpertModel, FitResult]:
         """Phase 3: the triple expert, started from the phases before.
 
         Args:
@@ -187,7 +187,7 @@ class Phases:
         gate_lr = 0.0 if config.gate.learning in ("heldout", "uniform") else config.gate.train_lr
         if config.gate.learning == "heldout":
             self.fit_gate(model)
-        result = self._fit(model, "pad", gate_lr=gate_lr)
+        result = self._fit(model, "pad", gate_lr=gate_lr, keep_start=True)
         if config.gate.learning == "heldout" and config.epochs:
             self.fit_gate(model)
         return model, result
@@ -225,7 +225,15 @@ class Phases:
             mask_repeats=self.config.evaluation.mask_repeats,
         )  # fmt: skip
 
-    def _fit(self, model, row: str, loss=None, *, gate_lr: float | None = None) -> FitResult:
+    def _fit(
+        self,
+        model: ExpertModel,
+        row: str,
+        loss=None,
+        *,
+        gate_lr: float | None = None,
+        keep_start: bool = False,
+    ) -> FitResult:
         config: PhaseConfig = getattr(self.config, _CONFIG_OF_ROW[row])
         seed = self.config.seed
         batches = TrainBatches(
@@ -244,7 +252,8 @@ class Phases:
 
         return fit(
             model, batches, loss or (lambda batch, step: self._loss(model, batch, step, row)),
-            validate, config, phase=row, seed=seed, gate_lr=gate_lr, reporter=self.reporter,
+            validate, config, phase=row, seed=seed,
+            gate_lr=gate_lr, keep_start=keep_start, reporter=self.reporter,
             folder=self.folder, resume=self.resume,
         )  # fmt: skip
 
@@ -295,4 +304,4 @@ class Phases:
                 rows = F.pad(real, (0, 2 * (high - low) * slots - len(real)))
             if len(rows) >= 2:
                 groups.append(rows.to(self.device))
-        return groups
+        return groups or [torch.tensor([1, 1], device=self.device)]

@@ -103,9 +103,7 @@ def run_experiment(
     )  # fmt: skip
     scorers: dict[str, Any] = {
         "most_pop": MostPop(split.train_frequency),
-        "text_knn": TextKNN(
-            text_matrix, decay=config.text.knn_decay, max_len=config.model.max_len
-        ),
+        "text_knn": TextKNN(text_matrix, decay=config.text.knn_decay, max_len=config.model.max_len),
     }
     seconds: dict[str, float] = {}
     evaluations: dict[str, dict[str, Evaluation]] = {}

@@ -41,9 +41,7 @@ def parameter_groups(model: nn.Module, config: PhaseConfig, gate_lr: float | Non
         config: learning rate and weight decay.
         gate_lr: learning rate of gate tables, default that of the phase; 0 freezes them.
     """
-    gates = {
-        id(p) for m in model.modules() if isinstance(m, FrequencyGate) for p in m.parameters()
-    }
+    gates = {id(p) for m in model.modules() if isinstance(m, FrequencyGate) for p in m.parameters()}
     decay, plain, gate = [], [], []
     for p in model.parameters():
         if not p.requires_grad:
@@ -86,6 +84,7 @@ def fit(
     phase: str,
     seed: int,
     gate_lr: float | None = None,
+    keep_start: bool = False,
     reporter: Reporter | None = None,
     folder: RunFolder | None = None,
     resume: bool = False,
@@ -101,6 +100,7 @@ def fit(
         phase: name, part of every random stream and of the checkpoint path.
         seed: root of the random streams.
         gate_lr: learning rate of gate tables.
+        keep_start: the weights before the first epoch count as an epoch (0) that may be the best.
         reporter: progress, default none.
         folder: run folder for epoch records and the checkpoint; ``None`` keeps nothing.
         resume: continue from the folder's checkpoint of this phase if there is one.
@@ -122,6 +122,10 @@ def fit(
         start, stale, best = _restore(folder, where, model, optimizer, result)
     total = config.epochs * len(batches)
     reporter.start_phase(phase, config.epochs, len(batches))
+    if keep_start and start == 0:
+        model.eval()
+        result.best = validate()[config.select]
+        best = {name: value.clone() for name, value in model.state_dict().items()}
     finished = start >= config.epochs or stale >= config.patience > 0
     for epoch in range(start, 0 if finished else config.epochs):
         torch.manual_seed(stream_seed(seed, phase, "epoch", epoch))
@@ -231,5 +235,3 @@ def _restore(
     result.best_epoch, result.best = meta["best_epoch"], meta["best"]
     result.seconds = meta["seconds"]
     return len(result.history), meta["stale"], part("best/")
-
-

