@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from padkern.data.batch import NegativeSampler, TrainBatches, pack, pack_ragged,
 from padkern.data.dataset import Ragged
 from padkern.models.build import build_expert
 from padkern.models.expert import ItemTower, RecencyPool
-from padkern.models.gate import FrequencyGate
 from padkern.models.sasrec import SASRec
 from padkern.models.triple_expert import ExpertModel
+from padkern.modules import FrequencyGate
 
 N, E, D, L = 30, 12, 8, 6
 

@@ -13,7 +13,7 @@ from padkern.data.bins import frequency_bins
 from padkern.data.dataset import Dataset, Ragged
 from padkern.data.split import make_split
 from padkern.errors import CheckpointError, PadkernError, UsageError
-from padkern.models.gate import FrequencyGate
+from padkern.modules import FrequencyGate
 from padkern.pad.config import RunConfig
 from padkern.pad.folder import RunFolder
 from padkern.pad.gate import cross_fitted, fit_gate, held_out, set_gate
@@ -253,7 +253,7 @@ def test_schedule_warms_up_and_ends_at_the_floor():
     assert factors[0] < 0.11
     assert max(factors) > 0.97
     assert abs(factors[100] - 0.05) < 1e-12
-    assert all(b <= a for a, b in itertools.pairwise(factors))
+    assert all(b <= a for a, b in itertools.pairwise(factors[10:]))
 
 
 def test_diverged_loss_stops_with_the_place():

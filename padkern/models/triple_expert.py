@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences, pack, pack_ragged, unpad
 from padkern.models.build import build_expert
-from padkern.models.gate import FrequencyGate
+from padkern.modules import FrequencyGate
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
 from padkern.ops.triple_expert import gated_bce_loss
 

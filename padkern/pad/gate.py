@@ -21,8 +21,8 @@ from torch import Tensor
 
 from padkern.data.batch import stream_key
 from padkern.data.split import EvalSplit
-from padkern.models.gate import FrequencyGate
 from padkern.models.triple_expert import ExpertModel
+from padkern.modules import FrequencyGate
 from padkern.ops.ranking import ranks_from_scores
 from padkern.pad.config import GateConfig
 from padkern.pad.evaluation import Evaluation, evaluate

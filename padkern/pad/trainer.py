@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from padkern.data.batch import TrainBatch, TrainBatches
 from padkern.errors import PadkernError
-from padkern.models.gate import FrequencyGate
+from padkern.modules import FrequencyGate
 from padkern.pad.config import PhaseConfig
 from padkern.pad.folder import RunFolder
 from padkern.pad.progress import Reporter
