@@ -14,7 +14,7 @@ import torch
 from padkern import _native
 
 # Wall-clock seconds one benchmark may spend on its rounds.
-SECONDS = float(os.environ.get("PADKERN_BENCH_SECONDS", "1.0"))
+SECONDS = float(os.environ.get("PADKERN_BENCH_SECONDS", "0.5"))
 
 
 def _cpu_model() -> str:

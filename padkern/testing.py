@@ -68,9 +68,7 @@ def value_and_gradients(
     return value.detach(), d_source, d_target
 
 
-def exact_mkmmd(
-    source: Tensor, target: Tensor, **options: object
-) -> tuple[Tensor, Tensor, Tensor]:
+def exact_mkmmd(source: Tensor, target: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
     """Value and gradients of the reference, computed in float64 on the same (rounded) values."""
     exact_options = {
         key: value.double() if isinstance(value, Tensor) else value

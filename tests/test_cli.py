@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,37 @@ def test_resume_of_a_finished_run_gives_the_same_figures(trained, capsys):
     assert main(["run", "--out", str(trained), "--resume", "--device", "cpu", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     assert json.loads((trained / "metrics.json").read_text())["models"] == before
+
+
+def test_a_stopped_run_resumes_to_the_same_figures(shop, trained, tmp_path, monkeypatch, capsys):
+    from padkern.pad.folder import RunFolder
+
+    save = RunFolder.save_tensors
+
+    def stop(self, name, *args):
+        if name == "models/aligned":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(self, name, *args)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(RunFolder, "save_tensors", stop)
+    handler = signal.getsignal(signal.SIGTERM)
+    words = ["--device", "cpu", "--seed", "3", "--quiet", *SMALL]
+    assert main(run_line(shop, out, *words)) == 143
+    assert signal.getsignal(signal.SIGTERM) is handler
+    monkeypatch.setattr(RunFolder, "save_tensors", save)
+    assert not (out / "metrics.json").exists()
+    assert main(["evaluate", str(out)]) == 4
+    assert "models/" in error_line(capsys)
+    assert main([*run_line(shop, out, *words), "--resume"]) == 0
+    figures = [json.loads((run / "metrics.json").read_text())["models"] for run in (trained, out)]
+    assert figures[0] == figures[1]
+    for row in ("pretrain", "pad"):
+        weights = [run / "models" / row / "tensors.safetensors" for run in (trained, out)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    seen = [(record["phase"], record["epoch"]) for record in epochs]
+    assert len(seen) == len(set(seen))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +429,7 @@ def test_help_and_version_load_nothing_heavy(words):
     code = (
         "import sys\nfrom padkern.cli import main\n"
         f"code = main({words!r})\n"
-        "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'pyarrow', 'transformers', 'yaml'}\n"
+        "heavy = {'torch', 'numpy', 'rich', 'pyarrow', 'transformers', 'yaml'}\n"
         "print('LOADED', sorted(heavy & set(sys.modules)), code)\n"
     )
     done = subprocess.run(

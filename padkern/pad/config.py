@@ -45,7 +45,7 @@ class ModelConfig(Section):
 class PhaseConfig(Section):
     """Budget and optimiser of one phase."""
 
-    epochs: int = Field(12, ge=0)
+    epochs: int = Field(10, ge=0)
     batch_size: int = Field(128, ge=1, description="users per step")
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -60,7 +60,7 @@ class PhaseConfig(Section):
 
 
 class AlignConfig(PhaseConfig):
-    gamma: float = Field(0.1, ge=0, description="weight of the MK-MMD")
+    gamma: float = Field(1.0, ge=0, description="weight of the MK-MMD")
     mmd_rows: Literal["unique_items", "all_slots"] = "unique_items"
     mmd_users: int | None = Field(None, ge=2, description="users per MMD; None: the whole batch")
     estimator: Literal["unbiased", "biased", "tllib"] = "unbiased"
@@ -83,7 +83,7 @@ class GateConfig(Section):
         0.01, ge=0, lt=1, description="relative NDCG@10 that raising unseen items may cost"
     )
     train_lr: float = Field(1e-2, ge=0, description="of a gate trained with the experts")
-    hide: float = Field(0.0, ge=0, le=1, description="share of rare items unseen in a step")
+    hide: float = Field(0.5, ge=0, le=1, description="share of rare items unseen in a step")
     hide_max_frequency: int = Field(5, ge=0, description="training count up to which one is rare")
 
 
@@ -113,11 +113,11 @@ class RunConfig(Section):
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
-    pretrain: PhaseConfig = PhaseConfig(lr=3e-3)
-    language: PhaseConfig = PhaseConfig()
+    pretrain: PhaseConfig = PhaseConfig(lr=5e-3)
+    language: PhaseConfig = PhaseConfig(lr=2e-4)
     id_plus_text: PhaseConfig = PhaseConfig(lr=1.5e-3)
     align: AlignConfig = AlignConfig(lr=1.5e-3)
-    disentangle: PadConfig = PadConfig(lr=1e-4)
+    disentangle: PadConfig = PadConfig(lr=1e-4, epochs=2)
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @classmethod

@@ -125,7 +125,8 @@ class Phases:
     def language(self) -> tuple[ExpertModel, FitResult]:
         """The language expert alone (row ``text``)."""
         model = self.build("text")
-        return model, self._fit(model, "text")
+        # The start is the text nearest-neighbour ranker; training has to beat it on validation.
+        return model, self._fit(model, "text", keep_start=True)
 
     def id_plus_text(self) -> tuple[ExpertModel, FitResult]:
         """The simple rival: one encoder on zero-initialised ID vector + projected text."""

@@ -29,7 +29,7 @@ _SPARE = ("#7a5ea8", "#b0526a", "#4d7c8a", "#8a7a4d")
 _EXPERTS = ("#5b8db8", "#7fb39a", "#e0a33a", *_SPARE)
 _INK = "#2b3340"
 _RULE = "#dfe3e8"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,

@@ -53,7 +53,7 @@ def render_report(folder: RunFolder) -> str:
     metrics = folder.read_json("metrics.json")
     comparison = _optional(folder, "comparison.json")
     audit = _optional(folder, "audit.json")
-    gate = _optional(folder, "gate.json")
+    gate = _without_padding(_optional(folder, "gate.json"))
     run = _optional(folder, "run.json")
     models = metrics.get("models", {})
 
@@ -214,6 +214,12 @@ def _facts(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("padding share", f"{percent(audit.get('padding', {}).get('share'), 1)} %"))
     rows.append(("SHA-256 of the processed table", str(audit.get("sha256", "-"))))
     return rows
+
+
+def _without_padding(gate: dict[str, Any]) -> dict[str, Any]:
+    """Labels may start with the padding bin, which has no weights."""
+    labels, weights = gate.get("labels") or [], gate.get("weights") or []
+    return {**gate, "labels": labels[1:] if len(labels) == len(weights) + 1 else labels}
 
 
 def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:

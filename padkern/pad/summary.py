@@ -72,10 +72,14 @@ def comparison_table(
         rows.append(["users", *("-" if count is None else f"{count:,}" for count in counts)])
     for row in names:
         cells = [models[row].get(group, {}) for group in groups]
-        rows.append(
-            [row, *(f"{percent(c.get('hit@10'))} / {percent(c.get('ndcg@10'))}" for c in cells)]
-        )
+        rows.append([row, *(_pair(cell) for cell in cells)])
     return columns, rows
+
+
+def _pair(cell: Mapping[str, Any]) -> str:
+    if cell.get("hit@10") is None:
+        return "-"
+    return f"{percent(cell['hit@10'])} / {percent(cell.get('ndcg@10'))}"
 
 
 def interval_text(entry: Mapping[str, Any] | None) -> str:

@@ -102,5 +102,7 @@ def mkmmd_value_grad_native(
     value, d_source, d_target, d_sigma = _launch(
         source, target, sigma_sq, source_weight, target_weight, alphas, estimator, True
     )
-    assert d_source is not None and d_target is not None and d_sigma is not None
+    assert d_source is not None
+    assert d_target is not None
+    assert d_sigma is not None
     return value, d_source, d_target, d_sigma

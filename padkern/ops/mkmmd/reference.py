@@ -1,7 +1,7 @@
 """MK-MMD in plain torch: the specification every other implementation is compared with.
 
-Builds the [n + m, n + m] matrices and is differentiable to any order. float64 inputs are computed in
-float64, all others in float32.
+Builds the [n + m, n + m] matrices and is differentiable to any order. float64 inputs are computed
+in float64, all others in float32.
 """
 
 from __future__ import annotations
