@@ -134,6 +134,26 @@ def test_resume_gives_the_same_bits(tmp_path, where):
         assert epochs[0] == epochs[1]
 
 
+def test_resume_after_a_kill_between_record_and_checkpoint(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+    real, calls = RunFolder.save_tensors, []
+
+    def save(folder, name, *args):
+        calls.append(name)
+        if calls.count("checkpoints/aligned") == 2:
+            raise Stop
+        return real(folder, name, *args)
+
+    monkeypatch.setattr(RunFolder, "save_tensors", save)
+    with pytest.raises(Stop):
+        run(tmp_path / "cut")
+    monkeypatch.undo()
+    assert run(tmp_path / "cut", resume=True)["models"] == whole["models"]
+    with RunFolder(tmp_path / "cut", create=False) as folder:
+        epochs = [(r["phase"], r["epoch"]) for r in folder.read_jsonl("metrics.jsonl")]
+    assert len(epochs) == len(set(epochs)) == 10
+
+
 def test_resume_refuses_another_configuration(tmp_path):
     run(tmp_path / "run")
     with pytest.raises(CheckpointError, match="another configuration"):

@@ -231,7 +231,7 @@ def _gate_facts(model: ExpertModel, bins: FrequencyBins, config: RunConfig) -> d
         shares.append([p / total if total > 0 else 0.0 for p in parts])
     return {
         "experts": list(model.experts),
-        "labels": list(bins.labels),
+        "labels": list(bins.labels[1:]),
         "weights": weights[1:].tolist(),
         "vector_norm_shares": shares,
         "items_per_bin": [int((item_bins == b).sum()) for b in range(1, bins.num_bins + 1)],

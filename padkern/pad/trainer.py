@@ -120,6 +120,8 @@ def fit(
     where = f"checkpoints/{phase}"
     if folder is not None and resume and folder.has(where):
         start, stale, best = _restore(folder, where, model, optimizer, result)
+    if folder is not None and resume:
+        _drop_unsaved_records(folder, phase, len(result.history))
     total = config.epochs * len(batches)
     reporter.start_phase(phase, config.epochs, len(batches))
     if keep_start and start == 0:
@@ -186,6 +188,14 @@ def fit(
     model.eval()
     reporter.end_phase(phase, {"best_epoch": result.best_epoch + 1, "best": result.best})
     return result
+
+
+def _drop_unsaved_records(folder: RunFolder, phase: str, saved: int) -> None:
+    """Removes epoch records of ``phase`` beyond the saved ones: a kill can fall between the two."""
+    records = folder.read_jsonl("metrics.jsonl")
+    first = next((i for i, r in enumerate(records) if r["phase"] == phase), len(records))
+    if len(records) > first + saved:
+        folder.truncate_jsonl("metrics.jsonl", first + saved)
 
 
 def _save(
