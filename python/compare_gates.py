@@ -19,16 +19,16 @@ from padkern.pad.config import RunConfig
 from padkern.pad.folder import RunFolder
 from padkern.pad.phases import Phases
 from padkern.pad.progress import make_reporter
-from padkern.pad.run import load_inputs, transform_text
+from padkern.pad.stored import load_inputs, transform_text
 
 GATE = "disentangle.gate."
 #: name -> configuration overrides of phase 3.
 WAYS = {
-    "uniform weights": [GATE + "learning=uniform"],
-    "trained with the experts": [GATE + "learning=joint"],
+    "uniform weights": [GATE + "learning=uniform", GATE + "hide=0"],
+    "trained with the experts": [GATE + "learning=joint", GATE + "hide=0"],
     "trained with the experts, rare items hidden": [GATE + "learning=joint", GATE + "hide=0.5"],
-    "held-out targets": [GATE + "cold_tolerance=0"],
-    "held-out targets, unseen items raised": [],
+    "held-out targets": [GATE + "cold_tolerance=0", GATE + "hide=0"],
+    "held-out targets, unseen items raised": [GATE + "hide=0"],
     "held-out targets, unseen items raised, rare items hidden": [GATE + "hide=0.5"],
 }
 GROUPS = ("all", "freq_0", "freq_1_5", "freq_6_50", "freq_gt_50")

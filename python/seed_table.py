@@ -18,8 +18,9 @@ from padkern.data.split import make_split
 from padkern.pad.config import RunConfig
 from padkern.pad.evaluation import FREQUENCY_GROUPS, frequency_group
 from padkern.pad.folder import RunFolder
-from padkern.pad.run import PAIRS, ROWS, load_inputs
+from padkern.pad.run import PAIRS, ROWS
 from padkern.pad.significance import paired_bootstrap
+from padkern.pad.stored import load_inputs
 
 GROUPS = ("all", *FREQUENCY_GROUPS)
 METRICS = ("hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")

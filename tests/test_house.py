@@ -155,6 +155,12 @@ def test_public_docstrings():
     assert not missing
 
 
+def test_every_module_is_in_the_wheel():
+    # find_packages passes over a folder without __init__.py, and the wheel then lacks it.
+    folders = {path.parent for path in (ROOT / "padkern").rglob("*.py")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
 def test_every_operation_has_its_derivation():
     for folder in (ROOT / "padkern" / "ops").iterdir():
         if (folder / "native.py").exists():

@@ -19,7 +19,8 @@ from padkern.pad.folder import RunFolder
 from padkern.pad.gate import cross_fitted, fit_gate, held_out, set_gate
 from padkern.pad.phases import Phases
 from padkern.pad.progress import Reporter
-from padkern.pad.run import ROWS, load_run, run_experiment, shuffled_text, transform_text
+from padkern.pad.run import ROWS, run_experiment, shuffled_text
+from padkern.pad.stored import load_run, transform_text
 from padkern.pad.trainer import parameter_groups, schedule
 
 SMALL = [
@@ -248,6 +249,13 @@ def test_cross_fitting_leaves_the_gate_alone():
         phases.config.disentangle.gate, seed=1,
     )  # fmt: skip
     assert torch.equal(model.gate.logit, before)
+    # A gate that has seen the targets must not be where a fold's fit starts from.
+    set_gate(model, torch.zeros_like(before))
+    again = cross_fitted(
+        model, held_out(model, phases.valid), phases.train_frequency,
+        phases.config.disentangle.gate, seed=1,
+    )  # fmt: skip
+    assert np.array_equal(result.ranks, again.ranks)
     assert len(result.ranks) == len(phases.valid)
 
 
@@ -314,6 +322,12 @@ def test_bad_overrides_are_named(override, message):
     with pytest.raises(UsageError) as error:
         RunConfig.preset("clean").with_overrides([override])
     assert message in str(error.value)
+
+
+def test_incomplete_configuration_is_refused():
+    text = RunConfig.preset("clean").to_yaml().replace("  gamma: 1.0\n", "")
+    with pytest.raises(UsageError, match=r"align\.gamma is missing"):
+        RunConfig.from_yaml(text)
 
 
 @pytest.mark.parametrize("preset", ["clean", "parity"])

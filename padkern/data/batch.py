@@ -68,6 +68,7 @@ def pack(items: Tensor, offsets: Tensor, max_len: int) -> PackedSequences:
         raise ValueError(f"offsets must be 1-D and start with 0, got {offsets.tolist()[:4]}")
     if int(offsets[-1]) != items.numel():
         raise ValueError(f"offsets end at {int(offsets[-1])} but items has {items.numel()} entries")
+    offsets = offsets.to(items.device)
     lengths = offsets[1:] - offsets[:-1]
     if lengths.numel() and int(lengths.min()) < 1:
         raise ValueError("offsets must give every sequence at least one item")

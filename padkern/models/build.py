@@ -35,7 +35,7 @@ def build_expert(
 
     A linear text projection starts as the first ``dim`` text coordinates (with whitened text: the
     leading principal components), so that the recency path starts as the text nearest-neighbour
-    ranker; a ``"fused"`` tower's IDs start at zero.
+    ranker; a ``"fused"`` tower's IDs start at zero, or as ``id_init="xavier"`` says.
 
     Args:
         kind: ``"id"``, ``"text"`` or ``"fused"``.
@@ -44,8 +44,9 @@ def build_expert(
         dim, max_len, num_layers, num_heads, dropout: of the encoder.
         encoder: ``"sasrec"`` (post-LN) or ``"sasrec_pre_ln"``.
         fuse, text_layers: see :class:`ItemTower`.
-        pool_decay: decay of the recency path of experts that see text, ``None`` for none.
-        pool_scale: its starting factor.
+        pool_decay: decay of the recency path of experts that see text, ``None`` for none; a
+            ``"text_space"`` expert always has one, by default with decay 0.6.
+        pool_scale: starting factor of that path; a ``"text_space"`` expert's is 10.
         language: what a ``"text"`` expert is: ``"text_space"`` (:class:`TextSpaceExpert`) or
             ``"projected"`` (projected text through the same form as the others).
         id_init: free ID vectors start ``"scaled"`` (norm about 1/2, padding row zero) or

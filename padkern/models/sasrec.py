@@ -28,8 +28,9 @@ class CausalSelfAttention(nn.Module):
         # Tokens stand first in the grid, so the causal mask alone keeps real queries off the
         # empty slots behind them, and rows of empty slots are never read back.
         _tokens, dim = x.shape
-        grid = x.new_zeros(packed.batch_size * packed.width, 3 * dim)
-        grid = grid.index_copy(0, packed.grid, self.qkv(x))
+        qkv = self.qkv(x)  # under autocast its dtype differs from that of x
+        grid = qkv.new_zeros(packed.batch_size * packed.width, 3 * dim)
+        grid = grid.index_copy(0, packed.grid, qkv)
         q, k, v = grid.view(
             packed.batch_size, packed.width, 3, self.num_heads, dim // self.num_heads
         ).permute(2, 0, 3, 1, 4)

@@ -176,8 +176,18 @@ class ExpertModel(nn.Module):
 
         Returns:
             Scalar.
+
+        Raises:
+            ValueError: a target outside 1..N, or one that is not among the candidates.
         """
         self._check_ids(targets, "targets")
+        if negatives is None:
+            allowed = self.seen_items() if candidates is None else candidates
+            outside = targets[~torch.isin(targets, allowed)]
+            if outside.numel():
+                raise ValueError(
+                    f"targets must be among the candidates, got item {int(outside[0])}"
+                )
         tables = self.tables(hidden)
         states = self.encode(tables, packed)
         return self.loss_from(
@@ -250,7 +260,8 @@ class TripleExpert(ExpertModel):
         gate_form: ``"scale"`` or ``"sigmoid"``, see :class:`FrequencyGate`.
         fuse: ``"sum"`` or ``"cat"``, how the aligned expert joins ID and text vectors.
         text_layers: hidden layers of the text projections.
-        pool_decay: starting decay of the recency path of the experts that see text; ``None``: none.
+        pool_decay: starting decay of the recency path of the experts that see text; ``None``: none
+            (0.6 in the ``"text_space"`` language expert, which always has one).
         pool_scale: starting factor of the aligned expert's recency path.
         language: ``"text_space"`` (the language expert scores in the text space, width E) or
             ``"projected"`` (width d, as released).

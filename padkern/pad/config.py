@@ -106,7 +106,7 @@ class RunConfig(Section):
     """Everything that decides a run, together with the data and the text source."""
 
     preset_name: Literal["clean", "parity"] = "clean"
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     split: Literal["leave_one_out", "global_time"] = "leave_one_out"
     num_bins: int = Field(10, ge=1, description="frequency bins of equal training mass")
     unseen: Literal["own", "last"] = "own"
@@ -157,12 +157,28 @@ class RunConfig(Section):
 
     @classmethod
     def from_yaml(cls, text: str) -> RunConfig:
-        """Raises UsageError for anything but a complete, known configuration."""
+        """Reads :meth:`to_yaml`; UsageError for unknown or missing keys and unfit values."""
         try:
             values = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"configuration is not YAML: {error}") from error
-        return _validated(values, "configuration")
+        config = _validated(values, "configuration")
+        missing = _missing(config.model_dump(), values)
+        if missing:
+            raise UsageError(f"configuration: {missing} is missing")
+        return config
+
+
+def _missing(wanted: dict[str, Any], found: Any, prefix: str = "") -> str | None:
+    """The first key of ``wanted`` that ``found`` lacks, dotted."""
+    for key, value in wanted.items():
+        if key not in found:
+            return prefix + key
+        if isinstance(value, dict):
+            deeper = _missing(value, found[key], f"{prefix}{key}.")
+            if deeper:
+                return deeper
+    return None
 
 
 def _validated(values: Any, source: str) -> RunConfig:

@@ -67,6 +67,7 @@ def fit_gate(
     *,
     seed: int,
     users: np.ndarray | None = None,
+    mask_repeats: bool = True,
 ) -> Tensor:
     """Gate table that minimises the cross-entropy of held-out targets, experts frozen.
 
@@ -76,15 +77,18 @@ def fit_gate(
         config: steps, learning rate, tolerance.
         seed: root of the draws.
         users: rows of the split to fit on; default all.
+        mask_repeats: as in the evaluation whose NDCG@10 decides how far unseen items are raised.
 
     Returns:
-        ``[num_bins + 1, E]`` logits.
+        ``[num_bins + 1, E]`` logits, on the model's device.
     """
     users = np.arange(len(data.split)) if users is None else users
-    gate = FrequencyGate(len(model.gate.logit) - 1, len(data.tables), form=model.gate.form)
+    device = model.text.device
+    with device:
+        gate = FrequencyGate(len(model.gate.logit) - 1, len(data.tables), form=model.gate.form)
     gate.logit.data.copy_(model.gate.logit)
     optimizer = torch.optim.Adam(gate.parameters(), lr=config.lr)
-    targets = torch.from_numpy(data.split.targets)
+    targets = torch.from_numpy(data.split.targets).to(device)
     for step in range(config.steps):
         rng = np.random.default_rng(stream_key(seed, "gate", step))
         chosen = rng.choice(users, min(config.users_per_step, len(users)), replace=False)
@@ -94,14 +98,14 @@ def fit_gate(
         mask = torch.zeros_like(scores, requires_grad=False)
         mask[owner, history.values] = -torch.inf
         mask[:, 0] = -torch.inf
-        mask[torch.arange(len(chosen)), target] = 0.0
+        mask[torch.arange(len(chosen), device=device), target] = 0.0
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (1 - step / config.steps)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(scores + mask, target).backward()
         optimizer.step()
-    if model.unseen_bin is not None and config.cold_tolerance > 0 and gate.form == "scale":
-        _raise_unseen(gate, model, data, users, config.cold_tolerance)
+    if config.cold_tolerance > 0 and gate.form == "scale":
+        _raise_unseen(gate, model, data, users, config.cold_tolerance, mask_repeats)
     return gate.logit.detach()
 
 
@@ -112,11 +116,21 @@ def _folded(gate: FrequencyGate, model: ExpertModel, data: HeldOut) -> Tensor:
 
 @torch.no_grad()
 def _raise_unseen(
-    gate: FrequencyGate, model: ExpertModel, data: HeldOut, users: np.ndarray, tolerance: float
+    gate: FrequencyGate,
+    model: ExpertModel,
+    data: HeldOut,
+    users: np.ndarray,
+    tolerance: float,
+    mask_repeats: bool,
 ) -> None:
     """Largest factor on the unseen bin whose NDCG@10 over all users stays within tolerance."""
     folded = _folded(gate, model, data)
-    unseen = model.item_bins == model.unseen_bin
+    unseen_bin = model.unseen_bin
+    if unseen_bin is None:
+        return
+    unseen = model.item_bins == unseen_bin
+    if not (len(users) and bool(unseen.any())):
+        return  # every factor would do as well, and the largest is no answer
     gained = np.zeros(len(UNSEEN_FACTORS))
     for low in range(0, len(users), CHUNK):
         rows = users[low : low + CHUNK]
@@ -126,12 +140,13 @@ def _raise_unseen(
         for place, factor in enumerate(UNSEEN_FACTORS):
             scores[:, unseen] = cold * factor
             ranks = ranks_from_scores(
-                scores, data.split.targets[rows], history.values, history.offsets
-            )
-            gained[place] += metric_values(ranks.numpy(), "ndcg@10").sum()
+                scores, data.split.targets[rows], history.values, history.offsets,
+                mask_repeats=mask_repeats,
+            )  # fmt: skip
+            gained[place] += metric_values(ranks.cpu().numpy(), "ndcg@10").sum()
     floor = gained.max() * (1 - tolerance)
     best = max(f for f, g in zip(UNSEEN_FACTORS, gained, strict=True) if g >= floor)
-    gate.logit[model.unseen_bin] += math.log(best)
+    gate.logit[unseen_bin] += math.log(best)
 
 
 @torch.no_grad()
@@ -160,9 +175,15 @@ def cross_fitted(
     """
     fold = np.random.default_rng(stream_key(seed, "folds")).permutation(len(data.split)) % folds
     before = model.gate.logit.detach().clone()
+    # Starting from the model's gate would leak a fold's own targets into its fit.
+    fresh = torch.full_like(before, -math.log(before.shape[1]))
     parts: list[Evaluation] = []
     for k in range(folds):
-        logit = fit_gate(model, data, config, seed=seed, users=np.flatnonzero(fold != k))
+        set_gate(model, fresh)
+        logit = fit_gate(
+            model, data, config,
+            seed=seed, users=np.flatnonzero(fold != k), mask_repeats=mask_repeats,
+        )  # fmt: skip
         set_gate(model, logit)
         part = evaluate(
             model, data.split, train_frequency=train_frequency,

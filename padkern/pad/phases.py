@@ -111,6 +111,8 @@ class Phases:
                 "id_plus_text": ("aligned", "fused"),
                 "aligned": ("aligned", "fused"),
             }[row]
+            if row == "id_plus_text":
+                options["id_init"] = "scaled"  # the rival starts from text alone in every preset
             expert = build_expert(kind, num_items, self.text, **options)
             net = ExpertModel({name: expert}, self.text, item_bins, unseen_bin=self.bins.unseen_bin)
         return net.to(self.device)
@@ -126,7 +128,7 @@ class Phases:
         """The language expert alone (row ``text``)."""
         model = self.build("text")
         # The start is the text nearest-neighbour ranker; training has to beat it on validation.
-        return model, self._fit(model, "text", keep_start=True)
+        return model, self._fit(model, "text", keep_start=self.config.language.restore_best)
 
     def id_plus_text(self) -> tuple[ExpertModel, FitResult]:
         """The simple rival: one encoder on zero-initialised ID vector + projected text."""
@@ -157,13 +159,17 @@ class Phases:
                 return recommendation
             ids = expert.tower.id if config.start == "copy" else target
             groups = self._mmd_rows(batch, step, config)
-            losses = [
-                mkmmd_loss(
-                    expert.tower.projected_text(model.text.index_select(0, rows)),
-                    ids.index_select(0, rows), alphas=config.alphas, estimator=config.estimator,
+            if not groups:
+                return recommendation
+            losses = []
+            for rows in groups:
+                vectors = ids.index_select(0, rows)
+                # Padding takes no gradient, as with the release's padding_idx.
+                vectors = torch.where((rows == 0)[:, None], vectors.detach(), vectors)
+                words = expert.tower.projected_text(model.text.index_select(0, rows))
+                losses.append(
+                    mkmmd_loss(words, vectors, alphas=config.alphas, estimator=config.estimator)
                 )
-                for rows in groups
-            ]  # fmt: skip
             return recommendation + config.gamma * torch.stack(losses).mean()
 
         return model, self._fit(model, "aligned", loss)
@@ -188,7 +194,7 @@ class Phases:
         gate_lr = 0.0 if config.gate.learning in ("heldout", "uniform") else config.gate.train_lr
         if config.gate.learning == "heldout":
             self.fit_gate(model)
-        result = self._fit(model, "pad", gate_lr=gate_lr, keep_start=True)
+        result = self._fit(model, "pad", gate_lr=gate_lr, keep_start=config.restore_best)
         if config.gate.learning == "heldout" and config.epochs:
             self.fit_gate(model)
         return model, result
@@ -199,7 +205,11 @@ class Phases:
         """Fits the gate on the validation targets, experts frozen."""
         config = self.config.disentangle.gate
         data = held_out(model, self.valid)
-        set_gate(model, fit_gate(model, data, config, seed=self.config.seed))
+        logit = fit_gate(
+            model, data, config,
+            seed=self.config.seed, mask_repeats=self.config.evaluation.mask_repeats,
+        )  # fmt: skip
+        set_gate(model, logit)
 
     def validation(self, row: str, model: ExpertModel) -> Evaluation:
         """Validation ranks; of a gate fitted on these targets the cross-fitted ones."""
@@ -243,9 +253,11 @@ class Phases:
         )  # fmt: skip
         if not len(batches):
             raise ValueError("no user has two or more training interactions")
-        self._sampler = NegativeSampler(
-            self.train, self.candidates(), len(self.train_frequency) - 1, seed=seed, phase=row
-        )
+        drawn = row == "aligned" and self.config.align.mmd_rows == "all_slots"
+        if drawn or self.config.loss.kind == "bce":
+            self._sampler = NegativeSampler(
+                self.train, self.candidates(), len(self.train_frequency) - 1, seed=seed, phase=row
+            )
 
         def validate() -> dict[str, float]:
             metrics = self._evaluate(model).metrics()["all"]
@@ -285,7 +297,8 @@ class Phases:
         """Item ids whose text and ID vectors are compared, one tensor per group of users.
 
         ``unique_items``: every item of the group once. ``all_slots``: as released, every slot of
-        the padded positives and negatives, padding included.
+        the padded positives and negatives, padding included. A group of a single item has no
+        distribution to compare and is left out.
         """
         users, offsets = len(batch.users), batch.inputs.offsets
         size = config.mmd_users or users
@@ -305,4 +318,4 @@ class Phases:
                 rows = F.pad(real, (0, 2 * (high - low) * slots - len(real)))
             if len(rows) >= 2:
                 groups.append(rows.to(self.device))
-        return groups or [torch.tensor([1, 1], device=self.device)]
+        return groups

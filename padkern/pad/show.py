@@ -19,7 +19,7 @@ __all__ = ["show_evaluation", "show_recommendations", "show_tables"]
 
 def show_evaluation(path: Path, split: str, row: str, as_json: bool) -> None:
     """Prints the metrics of one stored row on one split."""
-    from padkern.pad.run import load_run
+    from padkern.pad.stored import load_run
 
     if split not in ("test", "valid"):
         raise UsageError(f"--split must be test or valid, got {split!r}")
@@ -43,7 +43,7 @@ def show_recommendations(
     path: Path, user: str | None, history: str | None, k: int, as_json: bool
 ) -> None:
     """Prints the best items for a user of the run or a history of item ids."""
-    from padkern.pad.run import load_run
+    from padkern.pad.stored import load_run
 
     loaded = load_run(RunFolder(path, create=False))
     dataset = loaded.dataset

@@ -85,8 +85,9 @@ def train(request: Request, out: Path, *, resume: bool, reporter: Reporter) -> d
     """
     from padkern.data import audit, format_audit, make_split
     from padkern.pad.report import write_report
-    from padkern.pad.run import load_inputs, run_experiment, shuffled_text, store_inputs
+    from padkern.pad.run import run_experiment, shuffled_text
     from padkern.pad.show import show_tables
+    from padkern.pad.stored import load_inputs, store_inputs
 
     config = _run_config(request, out, resume)
     device = pick_device(request.device)

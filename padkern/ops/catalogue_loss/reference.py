@@ -88,14 +88,14 @@ def catalogue_cross_entropy(
     The gradients are computed beside the value, so backward only scales them.
 
     Args:
-        users: ``[T, D]`` fp32 or fp64 states, T >= 1.
-        items: ``[N, D]`` item vectors, dtype of ``users``.
+        users: ``[T, D]`` states, T >= 1; half precision is widened to fp32, also under autocast.
+        items: ``[N, D]`` item vectors.
         targets: ``[T]`` int64 rows of ``items``.
         bias: optional ``[N]``, added to the logits of every token.
         chunk: tokens per tile; the tile holds ``chunk * N`` numbers.
 
     Returns:
-        Scalar, dtype of ``users``.
+        Scalar, fp64 if ``users`` or ``items`` are, else fp32.
 
     Raises:
         ValueError: shapes do not fit or there is no token.
@@ -109,13 +109,16 @@ def catalogue_cross_entropy(
         raise ValueError(
             f"targets must be [{users.shape[0]}] with T >= 1, got {list(targets.shape)}"
         )
-    if not torch.is_grad_enabled() or not (
-        users.requires_grad or items.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    dtype = torch.float64 if torch.float64 in (users.dtype, items.dtype) else torch.float32
+    users, items = users.to(dtype), items.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    wanted = users.requires_grad or items.requires_grad or (bias is not None and bias.requires_grad)
+    with torch.autocast(users.device.type, enabled=False):
+        if wanted and torch.is_grad_enabled():
+            return _CatalogueCrossEntropy.apply(users, items, targets, bias, chunk)[0]
         with torch.no_grad():
             parts = [
                 catalogue_cross_entropy_ref(u, items, t, bias) * len(t)
                 for u, t in zip(users.split(chunk), targets.split(chunk), strict=True)
             ]
             return torch.stack(parts).sum() / len(targets)
-    return _CatalogueCrossEntropy.apply(users, items, targets, bias, chunk)[0]

@@ -1,0 +1,1 @@
+"""The models: encoders, experts and their mixture under a frequency gate."""

@@ -1,0 +1,219 @@
+"""Inputs and models of a run folder, and a finished run opened again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from padkern.data.bins import FrequencyBins, frequency_bins
+from padkern.data.dataset import Dataset, Ragged
+from padkern.data.split import EvalSplit, Split, make_split
+from padkern.errors import CheckpointError, UsageError
+from padkern.models.triple_expert import ExpertModel
+from padkern.pad.baselines import MostPop, TextKNN
+from padkern.pad.config import RunConfig
+from padkern.pad.evaluation import Evaluation, evaluate
+from padkern.pad.folder import RunFolder
+from padkern.pad.gate import cross_fitted, held_out
+from padkern.pad.phases import TRAINED_ROWS, Phases
+from padkern.text.transform import TextTransform
+
+_EXACT_SHARE = 1e-12
+
+
+def transform_text(matrix: np.ndarray, config: RunConfig) -> Tensor:
+    """The text matrix that models see: ``[N + 1, E]`` float32 after centring, PCA and so on."""
+    options = config.text
+    width = min(options.pca or matrix.shape[1], matrix.shape[1], max(len(matrix) - 2, 1))
+    transform = TextTransform(
+        center=options.center,
+        pca=None if options.pca is None else width,
+        whiten=options.whiten,
+        normalize=options.normalize,
+    )
+    return torch.from_numpy(transform.fit_apply(matrix))
+
+
+def untrained_scorers(split: Split, text_matrix: np.ndarray, config: RunConfig) -> dict[str, Any]:
+    """The rows ``most_pop`` and ``text_knn``."""
+    return {
+        "most_pop": MostPop(split.train_frequency),
+        "text_knn": TextKNN(text_matrix, decay=config.text.knn_decay, max_len=config.model.max_len),
+    }
+
+
+def evaluate_row(
+    scorer: Any, split: Split, part: EvalSplit, bins: FrequencyBins, config: RunConfig
+) -> Evaluation:
+    """Ranks of one row on one split, recommendations kept."""
+    return evaluate(
+        scorer, part, train_frequency=split.train_frequency, item_bins=bins.item_bins,
+        mask_repeats=config.evaluation.mask_repeats, with_top=True,
+    )  # fmt: skip
+
+
+def store_inputs(folder: RunFolder, dataset: Dataset, text_matrix: np.ndarray) -> None:
+    """Writes what :func:`load_run` needs: the data as trained on, and the text matrix."""
+    tensors = {
+        "text": torch.from_numpy(np.ascontiguousarray(text_matrix, dtype=np.float32)),
+        "sequences/values": torch.from_numpy(dataset.sequences.values),
+        "sequences/offsets": torch.from_numpy(dataset.sequences.offsets),
+    }
+    if dataset.timestamps is not None:
+        tensors["timestamps"] = torch.from_numpy(np.ascontiguousarray(dataset.timestamps))
+    names = {
+        "name": dataset.name,
+        "users": dataset.users,
+        "items": dataset.items,
+        "texts": dataset.texts,
+    }
+    folder.save_tensors("dataset", tensors, names)
+
+
+def load_inputs(folder: RunFolder) -> tuple[Dataset, np.ndarray]:
+    """Reads back what :func:`store_inputs` wrote."""
+    tensors, names = folder.load_tensors("dataset")
+    times = tensors.get("timestamps")
+    dataset = Dataset(
+        name=names["name"],
+        users=names["users"],
+        items=names["items"],
+        sequences=Ragged(tensors["sequences/values"].numpy(), tensors["sequences/offsets"].numpy()),
+        timestamps=None if times is None else times.numpy(),
+        texts=names["texts"],
+    )
+    return dataset, tensors["text"].numpy()
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run, ready to evaluate and recommend.
+
+    Attributes:
+        dataset: users, items, texts and sequences of the run.
+        split, bins: as trained.
+        config: the resolved configuration.
+        scorers: row -> scorer, all seven rows.
+    """
+
+    dataset: Dataset
+    split: Split
+    bins: FrequencyBins
+    config: RunConfig
+    scorers: dict[str, Any]
+
+    @property
+    def model(self) -> ExpertModel:
+        """The PAD model."""
+        return self.scorers["pad"]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the rows that can be evaluated."""
+        return list(self.scorers)
+
+    def evaluate(self, split_name: str = "test", row: str = "pad") -> Evaluation:
+        """Ranks of one row on ``"valid"`` or ``"test"``, as in ``metrics.json``.
+
+        A gate that was fitted on the validation targets is cross-fitted for their figures.
+
+        Raises:
+            UsageError: unknown row or split.
+        """
+        if row not in self.scorers:
+            raise UsageError(f"row must be one of {', '.join(self.scorers)}, got {row!r}")
+        if split_name not in ("valid", "test"):
+            raise UsageError(f"split must be valid or test, got {split_name!r}")
+        part = self.split.valid if split_name == "valid" else self.split.test
+        gate = self.config.disentangle.gate
+        if (split_name, row, gate.learning) == ("valid", "pad", "heldout"):
+            return cross_fitted(
+                self.model, held_out(self.model, part), self.split.train_frequency, gate,
+                seed=self.config.seed, mask_repeats=self.config.evaluation.mask_repeats,
+            )  # fmt: skip
+        return evaluate_row(self.scorers[row], self.split, part, self.bins, self.config)
+
+    @torch.no_grad()
+    def recommend(self, history_ids: list[int], k: int = 10) -> list[dict[str, Any]]:
+        """The k best unseen items for a history.
+
+        Args:
+            history_ids: internal item ids, oldest first; the last ``max_len`` count.
+            k: how many.
+
+        Returns:
+            Best first: ``item`` (external id), ``text``, ``score``, ``frequency`` and ``shares``:
+            what each expert adds to the score above the mean of all items, as a share of the sum.
+
+        Raises:
+            UsageError: an empty history, an unknown id or k < 1.
+        """
+        if not history_ids:
+            raise UsageError("a recommendation needs at least one item of history")
+        if k < 1:
+            raise UsageError(f"k must be at least 1, got {k}")
+        low, high = min(history_ids), max(history_ids)
+        if low < 1 or high > self.dataset.num_items:
+            raise UsageError(f"item ids run from 1 to {self.dataset.num_items}, got {low}..{high}")
+        model = self.model
+        model.eval()
+        state = model.user_states(Ragged.from_lists([history_ids]))[0]
+        tables = model.tables()
+        weights = model.gate(model.item_bins)
+        parts = torch.stack(
+            [
+                weights[:, e] * (table @ piece)
+                for e, (table, piece) in enumerate(
+                    zip(tables, state.split([t.shape[1] for t in tables]), strict=True)
+                )
+            ],
+            1,
+        )
+        score = parts.sum(1)
+        score[0] = -math.inf
+        score[torch.tensor(history_ids)] = -math.inf
+        count = min(k, int(torch.isfinite(score).sum()))
+        best = score.topk(count)
+        lift = (parts - parts[1:].mean(0)).clamp_min(0)
+        share = lift / lift.sum(1, keepdim=True).clamp_min(_EXACT_SHARE)
+        return [
+            {
+                "item": self.dataset.items[i],
+                "text": self.dataset.texts[i],
+                "score": float(value),
+                "frequency": int(self.split.train_frequency[i]),
+                "shares": dict(zip(model.experts, share[i].tolist(), strict=True)),
+            }
+            for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+def load_run(folder: RunFolder, *, device: str = "cpu") -> LoadedRun:
+    """Opens a finished run folder.
+
+    Raises:
+        CheckpointError: a part is missing, broken or does not fit the others.
+    """
+    config = RunConfig.from_yaml(folder.read_text("config.yaml"))
+    dataset, matrix = load_inputs(folder)
+    split = make_split(dataset, config.split)
+    bins = frequency_bins(split.train_frequency, config.num_bins, unseen=config.unseen)
+    text = transform_text(matrix, config)
+    phases = Phases.of(split, bins, text, config, device=device)
+    scorers = untrained_scorers(split, matrix, config)
+    for row in TRAINED_ROWS:
+        tensors, _ = folder.load_tensors(f"models/{row}")
+        model = phases.build(row)
+        wanted = {name: value.shape for name, value in model.named_parameters()}
+        found = {name: value.shape for name, value in tensors.items()}
+        if wanted != found:
+            wrong = sorted(wanted.items() ^ found.items())[0][0]
+            raise CheckpointError(f"{folder.file(f'models/{row}')}: weight {wrong} does not fit")
+        model.load_state_dict(tensors, strict=False)
+        scorers[row] = model.eval()
+    return LoadedRun(dataset, split, bins, config, scorers)
