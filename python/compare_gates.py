@@ -1,6 +1,6 @@
 """Compares ways to learn the frequency gate on validation, from the phases of a finished run.
 
-    python python/compare_gates.py runs/pantry --out docs/gate_comparison.json
+    python python/compare_gates.py runs/pantry --out docs/results/gate_comparison.json
 
 Every way starts phase 3 from the same pre-trained, aligned and language experts. Gates that are
 fitted on validation targets are evaluated cross-fitted: each half of the users is ranked with a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,15 @@ import torch
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries under test may use the global generator
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log():
+    """Undoes what the command line, run inside an earlier test or fixture, did to the logger."""
+    log = logging.getLogger("padkern")
+    log.handlers.clear()
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from padkern.errors import UsageError
 
 
 class Section(BaseModel):
+    """One section of a configuration; unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
@@ -26,6 +28,8 @@ class TextConfig(Section):
 
 
 class ModelConfig(Section):
+    """Form and size of the experts; see :func:`padkern.models.build.build_expert`."""
+
     dim: int = Field(64, ge=1)
     id_init: Literal["scaled", "xavier"] = "scaled"
     max_len: int = Field(20, ge=1)
@@ -60,6 +64,8 @@ class PhaseConfig(Section):
 
 
 class AlignConfig(PhaseConfig):
+    """Phase 2: the MK-MMD beside the recommendation loss."""
+
     gamma: float = Field(1.0, ge=0, description="weight of the MK-MMD")
     mmd_rows: Literal["unique_items", "all_slots"] = "unique_items"
     mmd_users: int | None = Field(None, ge=2, description="users per MMD; None: the whole batch")
@@ -88,16 +94,22 @@ class GateConfig(Section):
 
 
 class PadConfig(PhaseConfig):
+    """Phase 3: the triple expert and its gate."""
+
     gate: GateConfig = GateConfig()
     start_language: Literal["trained", "random"] = "trained"
 
 
 class LossConfig(Section):
+    """Recommendation loss: full-catalogue cross-entropy or sampled binary cross-entropy."""
+
     kind: Literal["ce", "bce"] = "ce"
     negatives: int = Field(1, ge=1, description="sampled negatives per token of the bce")
 
 
 class EvaluationConfig(Section):
+    """Treatment of repeats and number of bootstrap resamples."""
+
     mask_repeats: bool = True
     resamples: int = Field(10_000, ge=100)
 
