@@ -128,7 +128,8 @@ def test_max_tokens_cuts_and_blank_texts_are_zero(bert):
     texts = ["red green blue", "red green soup", "", "  \t"]
     full, cut = embed_texts(texts, bert), embed_texts(texts, bert, max_tokens=3)  # [CLS] + 2 words
     assert np.abs(full[0] - full[1]).max() > 1e-3
-    np.testing.assert_array_equal(cut[0], cut[1])
+    # The same tokens in two rows of one batch: equal up to the rounding of the matrix products.
+    np.testing.assert_allclose(cut[0], cut[1], rtol=0, atol=1e-6)
     assert not cut[2:].any()
 
 
