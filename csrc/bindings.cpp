@@ -42,42 +42,61 @@ py::dict isa() {
   return out;
 }
 
-int64_t mkmmd_workspace_bytes(int dtype, int64_t n, int64_t m, int64_t dim, bool gradient) {
-  return padkern::mkmmd_workspace_bytes(static_cast<padkern::MkmmdDtype>(dtype), n, m, dim,
-                                        gradient);
-}
-
-// A sample is (data, weight, rows, row_stride, column_stride, weight_stride, gradient).
-using SampleTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, uintptr_t>;
+// A sample is (data, dtype, weight, weight_dtype, rows, row_stride, column_stride, weight_stride,
+// gradient).
+using SampleTuple =
+    std::tuple<uintptr_t, int, uintptr_t, int, int64_t, int64_t, int64_t, int64_t, uintptr_t>;
 
 padkern::MkmmdSample sample(const SampleTuple& in) {
   padkern::MkmmdSample out;
   out.data = pointer<const void*>(std::get<0>(in));
-  out.weight = pointer<const void*>(std::get<1>(in));
-  out.rows = std::get<2>(in);
-  out.row_stride = std::get<3>(in);
-  out.column_stride = std::get<4>(in);
-  out.weight_stride = std::get<5>(in);
-  out.gradient = pointer<void*>(std::get<6>(in));
+  out.dtype = static_cast<padkern::MkmmdDtype>(std::get<1>(in));
+  out.weight = pointer<const void*>(std::get<2>(in));
+  out.weight_dtype = static_cast<padkern::MkmmdDtype>(std::get<3>(in));
+  out.rows = std::get<4>(in);
+  out.row_stride = std::get<5>(in);
+  out.column_stride = std::get<6>(in);
+  out.weight_stride = std::get<7>(in);
+  out.gradient = pointer<void*>(std::get<8>(in));
   return out;
 }
 
-std::string mkmmd_cpu(int dtype, int estimator, const SampleTuple& source,
-                      const SampleTuple& target, int64_t dim, const std::vector<double>& alphas,
-                      uintptr_t sigma_sq, bool want_gradient, uintptr_t value,
-                      uintptr_t sigma_gradient, uintptr_t workspace, int64_t workspace_bytes) {
+int64_t mkmmd_workspace_bytes(int dtype, int source_dtype, int target_dtype, int64_t n, int64_t m,
+                              int64_t dim, bool gradient) {
   padkern::MkmmdParams params;
   params.dtype = static_cast<padkern::MkmmdDtype>(dtype);
-  params.estimator = static_cast<padkern::MkmmdEstimator>(estimator);
+  params.source.dtype = static_cast<padkern::MkmmdDtype>(source_dtype);
+  params.target.dtype = static_cast<padkern::MkmmdDtype>(target_dtype);
+  params.source.rows = n;
+  params.target.rows = m;
+  params.dim = dim;
+  params.want_gradient = gradient;
+  return padkern::mkmmd_workspace_bytes(params);
+}
+
+// options: dtype, estimator, kernel. outputs: value, d_sigma, d_alphas, d_betas (0: not wanted).
+std::string mkmmd_cpu(const std::tuple<int, int, int>& options, const SampleTuple& source,
+                      const SampleTuple& target, int64_t dim, const std::vector<double>& alphas,
+                      const std::vector<double>& betas, uintptr_t sigma_sq, bool want_gradient,
+                      const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>& outputs,
+                      uintptr_t workspace, int64_t workspace_bytes) {
+  if (!betas.empty() && betas.size() != alphas.size()) return "betas must be as many as alphas";
+  padkern::MkmmdParams params;
+  params.dtype = static_cast<padkern::MkmmdDtype>(std::get<0>(options));
+  params.estimator = static_cast<padkern::MkmmdEstimator>(std::get<1>(options));
+  params.kernel = static_cast<padkern::MkmmdKernel>(std::get<2>(options));
   params.source = sample(source);
   params.target = sample(target);
   params.dim = dim;
   params.alphas = alphas.data();
+  params.betas = betas.empty() ? nullptr : betas.data();
   params.num_alphas = static_cast<int64_t>(alphas.size());
   params.sigma_sq = pointer<const double*>(sigma_sq);
   params.want_gradient = want_gradient;
-  params.value = pointer<void*>(value);
-  params.sigma_gradient = pointer<double*>(sigma_gradient);
+  params.value = pointer<void*>(std::get<0>(outputs));
+  params.sigma_gradient = pointer<double*>(std::get<1>(outputs));
+  params.alphas_gradient = pointer<double*>(std::get<2>(outputs));
+  params.betas_gradient = pointer<double*>(std::get<3>(outputs));
   params.workspace = pointer<void*>(workspace);
   params.workspace_bytes = workspace_bytes;
   py::gil_scoped_release release;

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
 from padkern import _native
 
 BACKENDS = ("auto", "reference", "native")
+# Those of MK-MMD, the only op with GPU kernels.
+MKMMD_BACKENDS = ("auto", "reference", "native", "triton", "cuda")
 
 _log = logging.getLogger("padkern")
 
@@ -37,6 +42,47 @@ def why_not_native(*tensors: torch.Tensor | None) -> str | None:
     return None
 
 
+def why_not_triton(*tensors: torch.Tensor | None) -> str | None:
+    """Why Triton cannot run on these tensors, or None."""
+    reason = triton_reason()
+    if reason:
+        return reason
+    for tensor in tensors:
+        if tensor is not None and tensor.device.type != ("cpu" if _interpreting() else "cuda"):
+            where = "the CPU under TRITON_INTERPRET=1" if _interpreting() else "a CUDA device"
+            return f"the triton backend runs on {where}, got a tensor on {tensor.device}"
+    return None
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=1)
+def triton_reason() -> str:
+    """Why Triton cannot be used in this process; empty when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not _interpreting() and not torch.cuda.is_available():
+        return "torch finds no usable CUDA device"
+    return ""
+
+
+def why_not_cuda(*tensors: torch.Tensor | None) -> str | None:
+    """Why the CUDA library cannot run on these tensors, or None."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device.type != "cuda":
+            return f"the cuda backend runs on a CUDA device, got a tensor on {tensor.device}"
+    return cuda_reason() or None
+
+
+@torch.compiler.assume_constant_result
+def cuda_reason() -> str:
+    """Why the CUDA library cannot be used in this process; empty when it can."""
+    return _native.load_cuda().reason
+
+
 def resolve_backend(backend: str, why_not: Callable[[], str | None]) -> str:
     """Returns "native" or "reference".
 
@@ -58,4 +104,39 @@ def resolve_backend(backend: str, why_not: Callable[[], str | None]) -> str:
         raise RuntimeError(f"backend='native' cannot be used: {reason}")
     if not torch.compiler.is_compiling():
         _log.debug("using the reference backend: %s", reason)
+    return "reference"
+
+
+def choose_backend(
+    backend: str, names: tuple[str, ...], candidates: dict[str, Callable[[], str | None]]
+) -> str:
+    """Returns the backend to run.
+
+    Args:
+        backend: What the caller asked for. A named backend never falls back.
+        names: Every name that is a backend of this op, "auto" and "reference" among them.
+        candidates: For each other backend that may run, in the order "auto" tries them, a function
+            that gives the reason against it, or None.
+
+    Raises:
+        ValueError: The name is unknown.
+        RuntimeError: The named backend cannot run; the message says why.
+    """
+    if backend not in names:
+        raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
+    if backend == "reference":
+        return "reference"
+    if backend != "auto":
+        reason = candidates[backend]()
+        if reason is not None:
+            raise RuntimeError(f"backend={backend!r} cannot be used: {reason}")
+        return backend
+    reasons = []
+    for name, why_not in candidates.items():
+        reason = why_not()
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    if not torch.compiler.is_compiling():
+        _log.debug("using the reference backend: %s", "; ".join(reasons))
     return "reference"

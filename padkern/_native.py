@@ -64,6 +64,30 @@ def load() -> Native:
     return Native(core, "", "torch" if pool is not None else "serial")
 
 
+class CudaLibrary(NamedTuple):
+    """The compiled CUDA library.
+
+    Attributes:
+        library: The loaded shared object, or None when it did not load.
+        reason: Why ``library`` is None, one sentence; empty when it loaded.
+    """
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+@lru_cache(maxsize=1)
+def load_cuda() -> CudaLibrary:
+    """Loads the CUDA library once per process."""
+    path = Path(__file__).with_name("libpadkern_cuda.so")
+    if not path.exists():
+        return CudaLibrary(None, "the CUDA library was not built")
+    try:
+        return CudaLibrary(ctypes.CDLL(str(path)), "")
+    except OSError as error:
+        return CudaLibrary(None, f"the CUDA library does not load: {error}")
+
+
 def build_info() -> dict[str, Any]:
     """What the installed build contains; empty when the package was not built."""
     path = Path(__file__).with_name("_build_info.json")

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from padkern.ops.mkmmd.reference import DEFAULT_ALPHAS, KERNELS
+
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ESTIMATORS = ("unbiased", "biased", "tllib")
 MAX_ALPHAS = 64
+PRECISIONS = ("float32", "tf32")
 
 
 def _check_matrix(name: str, value: object) -> None:
@@ -42,17 +45,85 @@ def _check_weight(name: str, value: object, sample: Tensor, sample_name: str) ->
         raise ValueError(f"{name} must be on {sample.device}, got {value.device}")
 
 
-def check_alphas(alphas: Sequence[float]) -> list[float]:
-    """Returns the bandwidth multipliers as floats; raises if one is not positive and finite."""
-    if isinstance(alphas, (str, Tensor)) or not isinstance(alphas, Sequence):
-        raise TypeError(f"alphas must be a sequence of numbers, got {type(alphas).__name__}")
-    values = [float(alpha) for alpha in alphas]
+def check_alphas(
+    alphas: Sequence[float] | Tensor, source: Tensor | None = None
+) -> tuple[float, ...] | Tensor:
+    """Returns the bandwidth multipliers as floats, or the tensor they came as.
+
+    Raises if one is not positive and finite; the values of a tensor are not read.
+    """
+    if isinstance(alphas, Tensor):
+        _check_vector("alphas", alphas, source)
+        return alphas
+    if isinstance(alphas, str) or not isinstance(alphas, Sequence):
+        raise TypeError(
+            f"alphas must be a sequence of numbers or a Tensor, got {type(alphas).__name__}"
+        )
+    values = tuple(float(alpha) for alpha in alphas)
     if not 1 <= len(values) <= MAX_ALPHAS:
         raise ValueError(f"alphas must hold 1 to {MAX_ALPHAS} values, got {len(values)}")
     for alpha in values:
         if not 0.0 < alpha < math.inf:  # also false for NaN
             raise ValueError(f"alphas must be positive and finite, got {alpha}")
     return values
+
+
+def _check_vector(name: str, value: Tensor, source: Tensor | None) -> None:
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    if value.dim() != 1 or not 1 <= value.shape[0] <= MAX_ALPHAS:
+        raise ValueError(
+            f"{name} must have shape [K] with K from 1 to {MAX_ALPHAS}, got {list(value.shape)}"
+        )
+    if source is not None and value.device != source.device:
+        raise ValueError(f"{name} must be on {source.device}, got {value.device}")
+
+
+def check_betas(
+    betas: Sequence[float] | Tensor | None, count: int, source: Tensor
+) -> Tensor | None:
+    """Returns the kernel weights as a tensor on the device of ``source``, or None for ones."""
+    if betas is None:
+        return None
+    if not isinstance(betas, Tensor):
+        if isinstance(betas, str) or not isinstance(betas, Sequence):
+            raise TypeError(
+                f"betas must be a sequence of numbers or a Tensor, got {type(betas).__name__}"
+            )
+        for beta in betas:
+            if not math.isfinite(beta):
+                raise ValueError(f"betas must be finite, got {beta}")
+        betas = torch.tensor(tuple(betas), dtype=torch.float64, device=source.device)
+    if betas.dim() != 1 or betas.shape[0] != count:
+        raise ValueError(f"betas must have shape [{count}], one per alpha, got {list(betas.shape)}")
+    _check_vector("betas", betas, source)
+    return betas
+
+
+def check_kernel(
+    kernel: str,
+    alphas: Sequence[float] | Tensor,
+    betas: Sequence[float] | Tensor | None,
+    sigma_sq: float | Tensor | str | None,
+) -> None:
+    """Checks the kernel's name, and that energy, which has no bandwidth, is given none."""
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    if kernel != "energy":
+        return
+    for name, given in (
+        ("alphas", isinstance(alphas, Tensor) or tuple(alphas) != DEFAULT_ALPHAS),
+        ("betas", betas is not None),
+        ("sigma_sq", sigma_sq is not None),
+    ):
+        if given:
+            raise ValueError(f"kernel 'energy' has no bandwidth and takes no {name}")
+
+
+def check_precision(precision: str) -> None:
+    """Raises ValueError for a name that is not a precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
 def check_sigma_sq(sigma_sq: float | Tensor | str | None, source: Tensor) -> None:

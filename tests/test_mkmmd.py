@@ -338,13 +338,25 @@ def test_opcheck(native_core):
     wx = torch.rand(9)
     sigma = torch.tensor(2.0)
     for args in (
-        (x, y, None, None, None, DEFAULT, "unbiased"),
-        (x.half(), y.double(), sigma, wx, None, [1.0], "biased"),
-        (x.t().contiguous().t(), y[::2], sigma, wx, None, DEFAULT, "unbiased"),
+        (x, y, None, None, None, None, None, DEFAULT, "gaussian", "unbiased"),
+        (
+            x.half(),
+            y.double(),
+            sigma,
+            wx,
+            None,
+            sigma[None],
+            sigma[None],
+            (),
+            "laplacian",
+            "biased",
+        ),
+        (x.t().contiguous().t(), y[::2], sigma, wx, None, None, None, DEFAULT, "gaussian", "cross"),
     ):
+        args += ("float32", "native")
         opcheck(torch.ops.padkern.mkmmd_value.default, args)
-        opcheck(torch.ops.padkern.mkmmd_value_grad.default, args)
-        for out in torch.ops.padkern.mkmmd_value_grad.default(*args):
+        opcheck(torch.ops.padkern.mkmmd_value_grad.default, (*args, True))
+        for out in torch.ops.padkern.mkmmd_value_grad.default(*args, False):
             assert out.is_contiguous()
 
 

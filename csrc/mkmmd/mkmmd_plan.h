@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "mkmmd/mkmmd.h"
 #include "mkmmd/mkmmd_kernel.h"
 
 namespace padkern {
@@ -20,6 +21,8 @@ struct Cut {
   int64_t source_blocks, target_blocks;  // number of blocks
   int64_t padded_rows;                   // rows of a block's padded vectors and panels
   int64_t point_stride;
+  bool own_products;  // products have memory of their own, not that of the gradients
+  bool keep_panels;   // blocks keep their transposed rows
 
   int64_t blocks() const { return source_blocks + target_blocks; }
   bool is_source(int64_t block) const { return block < source_blocks; }
@@ -33,26 +36,44 @@ struct Cut {
   }
 };
 
-inline Cut make_cut(int64_t source_rows, int64_t target_rows, int64_t dim, bool is_double,
-                    int lanes, int panel) {
+template <class T>
+Cut make_cut(const MkmmdParams& params, int lanes, int panel) {
   Cut cut{};
-  cut.source_rows = source_rows;
-  cut.target_rows = target_rows;
-  cut.dim = dim;
-  const bool small = is_double || std::max(source_rows, target_rows) < 480;
-  const int64_t limit = small ? kMkmmdBlockRows / 2 : kMkmmdBlockRows;
+  cut.source_rows = params.source.rows;
+  cut.target_rows = params.target.rows;
+  cut.dim = params.dim;
+  // Large blocks use the caches best, small ones leave enough pairs for every thread.
+  const int64_t most = std::max(cut.source_rows, cut.target_rows);
+  const int64_t full = kMkmmdTileRows<T>;
+  const int64_t limit = most >= 1536 ? full : most >= 480 ? std::min<int64_t>(full, 96) : 48;
   // Blocks of one sample have nearly equal sizes, in steps that fill the register tiles.
   const auto block_rows = [limit](int64_t rows) {
     const int64_t blocks = (rows + limit - 1) / limit;
     return std::min(limit, round_up((rows + blocks - 1) / blocks, 8));
   };
-  cut.source_block = block_rows(source_rows);
-  cut.target_block = block_rows(target_rows);
-  cut.source_blocks = (source_rows + cut.source_block - 1) / cut.source_block;
-  cut.target_blocks = (target_rows + cut.target_block - 1) / cut.target_block;
+  cut.source_block = block_rows(cut.source_rows);
+  cut.target_block = block_rows(cut.target_rows);
+  cut.source_blocks = (cut.source_rows + cut.source_block - 1) / cut.source_block;
+  cut.target_blocks = (cut.target_rows + cut.target_block - 1) / cut.target_block;
   cut.padded_rows = round_up(std::max(cut.source_block, cut.target_block), panel);
-  cut.point_stride = round_up(dim, lanes);
+  cut.point_stride = round_up(cut.dim, lanes);
+  // Products accumulate in the gradients when rows need no padding. Packed rows are kept transposed
+  // as well unless that would take more memory than promised: then each pair transposes its own.
+  const auto half = [](MkmmdDtype d) {
+    return d == MkmmdDtype::kBFloat16 || d == MkmmdDtype::kFloat16;
+  };
+  cut.own_products = cut.point_stride != cut.dim;
+  cut.keep_panels = !cut.own_products && !half(params.source.dtype) && !half(params.target.dtype);
+  if (most < 1536) cut.keep_panels = true;
   return cut;
+}
+
+// Threads that are worth waking: one for about a tenth of a millisecond of work.
+inline int64_t useful_workers(const Cut& cut, int64_t threads) {
+  const double rows = static_cast<double>(cut.source_rows + cut.target_rows);
+  const double work = rows * rows * (static_cast<double>(cut.dim) + 16.0);
+  const int64_t useful = 1 + static_cast<int64_t>(std::min(work / 4e6, 1e6));
+  return std::min({threads, useful, std::max<int64_t>(1, (cut.blocks() + 1) / 2)});
 }
 
 // Bump allocator over the caller's buffer; with a null base it only measures.
@@ -83,7 +104,7 @@ struct BlockSums {
 
 template <class T>
 struct Buffers {
-  T* panels;
+  T* panels;  // null: not kept
   T* points;
   T* squares;
   T* weights;
@@ -91,52 +112,54 @@ struct Buffers {
   double* row_sums;
   double* origin;
   double* mean;
-  double* column_sums;  // one row per block
+  double* column_sums;   // one row per block
+  double* terms_kernel;  // one row of terms per block; null when not wanted
+  double* terms_spread;
   BlockSums* sums;
   std::atomic<int64_t>* progress;
+  char* scratch;  // one part per worker
 };
 
+// Lays out the scratch of one worker; with a null base it only measures.
 template <class T>
-Buffers<T> lay_out(Workspace& space, const Cut& cut, bool gradient) {
+int64_t lay_out_scratch(void* base, const Cut& cut, bool gradient, MkmmdScratch<T>* scratch) {
+  Workspace space(base);
+  *scratch = MkmmdScratch<T>{};
+  const int64_t block = std::max(cut.source_block, cut.target_block);
+  scratch->tile = space.take<T>(std::min<int64_t>(gradient ? block : 48, round_up(block, 8)) *
+                                kMkmmdTileStride<T>);
+  scratch->row = space.take<T>(cut.point_stride);
+  if (!cut.keep_panels) {
+    for (T*& panels : scratch->panels) panels = space.take<T>(cut.padded_rows * cut.dim);
+  }
+  if (gradient && !cut.own_products) scratch->products = space.take<T>(block * cut.point_stride);
+  return space.used();
+}
+
+template <class T>
+Buffers<T> lay_out(Workspace& space, const Cut& cut, const MkmmdParams& params, int64_t workers) {
   const int64_t rows = cut.source_rows + cut.target_rows;
   const int64_t padded = cut.blocks() * cut.padded_rows;
   Buffers<T> buffers{};
-  buffers.panels = space.take<T>(padded * cut.dim);
+  if (cut.keep_panels) buffers.panels = space.take<T>(padded * cut.dim);
   buffers.points = space.take<T>(rows * cut.point_stride);
   buffers.squares = space.take<T>(padded);
   buffers.weights = space.take<T>(padded);
-  if (gradient) {
-    if (cut.point_stride != cut.dim) buffers.products = space.take<T>(rows * cut.point_stride);
+  if (params.want_gradient) {
+    if (cut.own_products) buffers.products = space.take<T>(rows * cut.point_stride);
     buffers.row_sums = space.take<double>(rows);
+    buffers.terms_kernel = space.take<double>(cut.blocks() * kMkmmdMaxKernels);
+    buffers.terms_spread = space.take<double>(cut.blocks() * kMkmmdMaxKernels);
   }
   buffers.origin = space.take<double>(cut.dim);
   buffers.mean = space.take<double>(cut.dim);
   buffers.column_sums = space.take<double>(cut.blocks() * cut.dim);
   buffers.sums = space.take<BlockSums>(cut.blocks());
   buffers.progress = space.take<std::atomic<int64_t>>(cut.blocks());
+  MkmmdScratch<T> scratch;
+  const int64_t size = lay_out_scratch<T>(nullptr, cut, params.want_gradient, &scratch);
+  buffers.scratch = space.take<char>(size * workers);
   return buffers;
-}
-
-template <class T>
-void make_terms(const double* alphas, int64_t count, double sigma_sq, MkmmdTerms<T>* terms) {
-  double sorted[kMkmmdMaxKernels];
-  std::copy(alphas, alphas + count, sorted);
-  std::sort(sorted, sorted + count, [](double a, double b) { return a > b; });
-  terms->count = static_cast<int>(count);
-  terms->ladder = true;
-  int since_exp = 0;  // squarings double the relative error, so a chain is cut after six
-  for (int64_t u = 0; u < count; ++u) {
-    terms->rate[u] = static_cast<T>(-0.5 / (sorted[u] * sigma_sq));
-    terms->slope[u] = static_cast<T>(sorted[0] / sorted[u]);
-    terms->squarings[u] = -1;
-    if (u == 0) continue;
-    const double ratio = sorted[u - 1] / sorted[u];
-    for (int s = 0; s <= 3; ++s) {
-      if (ratio == static_cast<double>(1 << s) && since_exp + s <= 6) terms->squarings[u] = s;
-    }
-    since_exp = terms->squarings[u] < 0 ? 0 : since_exp + terms->squarings[u];
-    terms->ladder = terms->ladder && terms->squarings[u] == 1;
-  }
 }
 
 }  // namespace padkern

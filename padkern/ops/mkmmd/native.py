@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from padkern import _native
-from padkern.ops.mkmmd.reference import compute_dtype
+from padkern.ops.mkmmd.reference import KERNELS, compute_dtype
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
-_ESTIMATORS = {"unbiased": 0, "biased": 1, "tllib": 2}
+# Codes of csrc/mkmmd/mkmmd.h.
+_DTYPES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.bool: 4,
+}
+_ESTIMATORS = {"unbiased": 0, "biased": 1, "tllib": 2, "cross": 3}
+_KERNELS = {name: code for code, name in enumerate(KERNELS)}
+
+
+def _sample(rows: Tensor, weight: Tensor | None, gradient: Tensor | None) -> tuple[int, ...]:
+    d_rows = 0 if gradient is None else gradient.data_ptr()
+    if weight is None:
+        at_weight = weight_code = weight_stride = 0
+    else:
+        at_weight, weight_code = weight.data_ptr(), _DTYPES[weight.dtype]
+        weight_stride = weight.stride(0)
+    code = _DTYPES[rows.dtype]
+    count = rows.shape[0]
+    return (
+        rows.data_ptr(),
+        code,
+        at_weight,
+        weight_code,
+        count,
+        *rows.stride(),
+        weight_stride,
+        d_rows,
+    )
 
 
 def _launch(
@@ -20,58 +50,56 @@ def _launch(
     sigma_sq: Tensor | None,
     source_weight: Tensor | None,
     target_weight: Tensor | None,
+    alphas_tensor: Tensor | None,
+    betas: Tensor | None,
     alphas: Sequence[float],
+    kernel: str,
     estimator: str,
     gradient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    per_kernel: bool,
+) -> tuple[Any, ...]:
     core, reason, _ = _native.load()
     if core is None:
         raise RuntimeError(reason)
     dtype = compute_dtype(source, target)
-    code = _DTYPES[dtype]
+    code, source_code, target_code = _DTYPES[dtype], _DTYPES[source.dtype], _DTYPES[target.dtype]
     n, dim = source.shape
     m = target.shape[0]
-    source, target = source.detach().to(dtype), target.detach().to(dtype)
+    if alphas_tensor is not None:
+        alphas = alphas_tensor.tolist()
     value = torch.empty((), dtype=dtype)
-    sigma = None if sigma_sq is None else sigma_sq.detach().to(torch.float64)
-    d_sigma = torch.empty((), dtype=torch.float64) if gradient else None
-    size = core.mkmmd_workspace_bytes(code, n, m, dim, gradient)
+    d_source = d_target = d_sigma = d_alphas = d_betas = None
+    at_sigma = at_alphas = at_betas = 0
+    if gradient:
+        d_source, d_target = torch.empty((n, dim), dtype=dtype), torch.empty((m, dim), dtype=dtype)
+        d_sigma = torch.empty((), dtype=torch.float64)
+        at_sigma = d_sigma.data_ptr()
+        if per_kernel:
+            d_alphas = torch.empty(len(alphas), dtype=torch.float64)
+            d_betas = torch.empty(len(alphas), dtype=torch.float64)
+            at_alphas, at_betas = d_alphas.data_ptr(), d_betas.data_ptr()
+    sigma = None
+    if sigma_sq is not None:
+        sigma = sigma_sq if sigma_sq.dtype == torch.float64 else sigma_sq.detach().double()
+    size = core.mkmmd_workspace_bytes(code, source_code, target_code, n, m, dim, gradient)
     # torch aligns its CPU memory to 64 bytes, which is what the core asks for.
     workspace = torch.empty(size, dtype=torch.uint8)
-    samples, gradients, keep = [], [], []
-    for rows, weight in ((source, source_weight), (target, target_weight)):
-        out = torch.empty(rows.shape, dtype=dtype) if gradient else None
-        weight = None if weight is None else weight.detach().to(dtype)
-        keep.append(weight)
-        gradients.append(out)
-        samples.append(
-            (
-                rows.data_ptr(),
-                0 if weight is None else weight.data_ptr(),
-                rows.shape[0],
-                rows.stride(0),
-                rows.stride(1),
-                0 if weight is None else weight.stride(0),
-                0 if out is None else out.data_ptr(),
-            )
-        )
     error = core.mkmmd_cpu(
-        code,
-        _ESTIMATORS[estimator],
-        samples[0],
-        samples[1],
+        (code, _ESTIMATORS[estimator], _KERNELS[kernel]),
+        _sample(source, source_weight, d_source),
+        _sample(target, target_weight, d_target),
         dim,
         alphas,
+        () if betas is None else betas.tolist(),
         0 if sigma is None else sigma.data_ptr(),
         gradient,
-        value.data_ptr(),
-        0 if d_sigma is None else d_sigma.data_ptr(),
+        (value.data_ptr(), at_sigma, at_alphas, at_betas),
         workspace.data_ptr(),
         size,
     )
     if error:
         raise ValueError(error)
-    return value, gradients[0], gradients[1], d_sigma
+    return value, d_source, d_target, d_sigma, d_alphas, d_betas
 
 
 def mkmmd_value_native(
@@ -80,12 +108,27 @@ def mkmmd_value_native(
     sigma_sq: Tensor | None,
     source_weight: Tensor | None,
     target_weight: Tensor | None,
+    alphas_tensor: Tensor | None,
+    betas: Tensor | None,
     alphas: Sequence[float],
+    kernel: str,
     estimator: str,
+    precision: str,
 ) -> Tensor:
     """The loss: scalar of the compute dtype. CPU tensors of any strides."""
     return _launch(
-        source, target, sigma_sq, source_weight, target_weight, alphas, estimator, False
+        source,
+        target,
+        sigma_sq,
+        source_weight,
+        target_weight,
+        alphas_tensor,
+        betas,
+        alphas,
+        kernel,
+        estimator,
+        False,
+        False,
     )[0]
 
 
@@ -95,14 +138,31 @@ def mkmmd_value_grad_native(
     sigma_sq: Tensor | None,
     source_weight: Tensor | None,
     target_weight: Tensor | None,
+    alphas_tensor: Tensor | None,
+    betas: Tensor | None,
     alphas: Sequence[float],
+    kernel: str,
     estimator: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss and its derivatives: (value, [n, D], [m, D], d loss / d sigma_sq in float64)."""
-    value, d_source, d_target, d_sigma = _launch(
-        source, target, sigma_sq, source_weight, target_weight, alphas, estimator, True
+    precision: str,
+    per_kernel: bool,
+) -> tuple[Any, ...]:
+    """The loss and its derivatives.
+
+    Returns:
+        (value, [n, D], [m, D]) in the compute dtype, then float64: d loss / d sigma_sq, and by
+        alphas [K] and betas [K], which are None without ``per_kernel``.
+    """
+    return _launch(
+        source,
+        target,
+        sigma_sq,
+        source_weight,
+        target_weight,
+        alphas_tensor,
+        betas,
+        alphas,
+        kernel,
+        estimator,
+        True,
+        per_kernel,
     )
-    assert d_source is not None
-    assert d_target is not None
-    assert d_sigma is not None
-    return value, d_source, d_target, d_sigma

@@ -87,14 +87,62 @@ def median_sq_distance(
         return torch.where(median == 0, mean, median)
 
 
-def _kernel_sum(distances: Tensor, alphas: Sequence[float], sigma_sq: Tensor) -> Tensor:
-    """sum_u exp(-d / (2 alpha_u sigma_sq)); all ones per kernel at sigma_sq 0, NaN below 0."""
+DEFAULT_ALPHAS = (1 / 8, 1 / 4, 1 / 2, 1, 2)
+KERNELS = ("gaussian", "laplacian", "inverse_multiquadric", "rational_quadratic", "energy")
+# Kernels of the distance itself: its square root has no derivative at 0, where 0 is taken.
+ROOT_KERNELS = ("laplacian", "energy")
+
+
+def _root(value: Tensor) -> Tensor:
+    """Square root whose derivative at 0 is 0; NaN stays NaN."""
+    positive = ~(value <= 0)
+    return torch.where(positive, torch.where(positive, value, 1).sqrt(), 0)
+
+
+def kernel_profile(kernel: str, distances: Tensor, scale: Tensor | float) -> Tensor:
+    """k(d) of one kernel at squared distances d; ``scale`` is 2 alpha sigma_sq (unused by energy).
+
+    gaussian exp(-d/s); laplacian exp(-sqrt(2 d/s)), that is exp(-|a - b| / (sqrt(alpha) sigma));
+    inverse_multiquadric (1 + d/s)^(-1/2); rational_quadratic 1 / (1 + d/s); energy -sqrt(d).
+    """
+    if kernel == "gaussian":
+        return torch.exp(-distances / scale)
+    if kernel == "laplacian":
+        return torch.exp(-_root(2 * distances / scale))
+    if kernel == "inverse_multiquadric":
+        return (1 + distances / scale).rsqrt()
+    if kernel == "rational_quadratic":
+        return (1 + distances / scale).reciprocal()
+    assert kernel == "energy", kernel
+    return -_root(distances)
+
+
+def kernel_distances(a: Tensor, b: Tensor, kernel: str) -> Tensor:
+    """Squared distances; from differences, in O(n m D) memory, where a root magnifies rounding."""
+    if kernel in ROOT_KERNELS:
+        return (a[:, None, :] - b[None, :, :]).square().sum(2)
+    return squared_distances(a, b)
+
+
+def kernel_sum(
+    distances: Tensor,
+    alphas: Sequence[float] | Tensor,
+    sigma_sq: Tensor,
+    kernel: str = "gaussian",
+    betas: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """sum_u beta_u k_u(d); at sigma_sq 0 every k_u is 1, below it NaN. Energy has no bandwidth."""
+    if kernel == "energy":
+        return kernel_profile(kernel, distances, 1.0)
     regular = sigma_sq > 0
     safe = torch.where(regular, sigma_sq, 1)
     total = torch.zeros_like(distances)
-    for alpha in alphas:
-        total = total + torch.exp(-distances / (2 * alpha * safe))
-    degenerate = torch.where(sigma_sq == 0, float(len(alphas)), float("nan")).to(total.dtype)
+    weight_sum = torch.zeros((), dtype=distances.dtype, device=distances.device)
+    for u in range(len(alphas)):
+        beta = 1.0 if betas is None else betas[u]
+        total = total + beta * kernel_profile(kernel, distances, 2 * alphas[u] * safe)
+        weight_sum = weight_sum + beta
+    degenerate = torch.where(sigma_sq == 0, weight_sum, float("nan"))
     return torch.where(regular, total, degenerate)
 
 
@@ -102,7 +150,9 @@ def mkmmd_loss_ref(
     source: Tensor,
     target: Tensor,
     *,
-    alphas: Sequence[float] = (1 / 8, 1 / 4, 1 / 2, 1, 2),
+    alphas: Sequence[float] | Tensor = DEFAULT_ALPHAS,
+    betas: Sequence[float] | Tensor | None = None,
+    kernel: str = "gaussian",
     sigma_sq: float | Tensor | str | None = None,
     estimator: str = "unbiased",
     source_weight: Tensor | None = None,
@@ -110,34 +160,46 @@ def mkmmd_loss_ref(
 ) -> Tensor:
     """The loss of :func:`padkern.mkmmd_loss`, with the same arguments, in O((n + m)^2) memory.
 
-    Arguments are taken as already checked.
+    Kernels of the distance itself take O((n + m)^2 D). Arguments are taken as already checked.
+    One more estimator, a building block that is not public: "cross", sum_ij w_i w_j k(s_i, t_j).
     """
     n = source.shape[0]
     points, weights, _ = _pool(source, target, source_weight, target_weight)
+    dtype, device = points.dtype, points.device
+    if isinstance(alphas, Tensor):
+        alphas = alphas.to(dtype)
+    if isinstance(betas, Tensor):
+        betas = betas.to(dtype)
     if sigma_sq is None:
         bandwidth = mean_sq_distance(source, target, source_weight, target_weight).detach()
     elif isinstance(sigma_sq, str):
         bandwidth = median_sq_distance(source, target, source_weight, target_weight)
     else:
-        bandwidth = torch.as_tensor(sigma_sq, dtype=points.dtype, device=points.device).reshape(())
+        bandwidth = torch.as_tensor(sigma_sq, dtype=dtype, device=device).reshape(())
+
+    def kernels(a: Tensor, b: Tensor) -> Tensor:
+        return kernel_sum(kernel_distances(a, b, kernel), alphas, bandwidth, kernel, betas)
 
     # A NaN in any row must reach the loss, as it does in the closed-form bandwidth.
     x, y = points[:n], points[n:]
     wx, wy = weights[:n], weights[n:]
+    if estimator == "cross":
+        return wx @ kernels(x, y) @ wy
+    # The diagonal's value is known: it is added or left out, never computed.
+    nothing = torch.zeros((), dtype=dtype, device=device)
+    at_zero = kernel_sum(nothing, alphas, bandwidth, kernel, betas)
     same = []
     for rows, weight in ((x, wx), (y, wy)):
-        kernel = _kernel_sum(squared_distances(rows, rows), alphas, bandwidth)
-        count = rows.shape[0]
-        diagonal = torch.eye(count, dtype=torch.bool, device=rows.device)
-        # Every kernel is 1 at distance 0: the diagonal is added or left out, never computed.
-        off = torch.where(diagonal, torch.zeros_like(kernel), kernel)
+        values = kernels(rows, rows)
+        diagonal = torch.eye(rows.shape[0], dtype=torch.bool, device=device)
+        off = torch.where(diagonal, torch.zeros_like(values), values)
         total, squares = weight.sum(), weight.square().sum()
         pairs = weight @ off @ weight
         if estimator == "biased":
-            same.append((pairs + len(alphas) * squares) / total.square())
+            same.append((pairs + at_zero * squares) / total.square())
         else:
             same.append(pairs / (total.square() - squares))
-    cross = wx @ _kernel_sum(squared_distances(x, y), alphas, bandwidth) @ wy
+    cross = wx @ kernels(x, y) @ wy
     loss = same[0] + same[1] - 2 * cross / (wx.sum() * wy.sum())
     if estimator == "tllib":
         loss = loss + 2 / (n - 1)
