@@ -12,6 +12,7 @@
 #include "common/parallel.h"
 #include "common/status.h"
 #include "mkmmd/mkmmd.h"
+#include "mkmmd/mkmmd_weights.h"
 #include "triple_expert/gated_bce.h"
 
 namespace py = pybind11;
@@ -43,9 +44,9 @@ py::dict isa() {
 }
 
 // A sample is (data, dtype, weight, weight_dtype, rows, row_stride, column_stride, weight_stride,
-// gradient).
-using SampleTuple =
-    std::tuple<uintptr_t, int, uintptr_t, int, int64_t, int64_t, int64_t, int64_t, uintptr_t>;
+// gradient, gradient_stride).
+using SampleTuple = std::tuple<uintptr_t, int, uintptr_t, int, int64_t, int64_t, int64_t, int64_t,
+                               uintptr_t, int64_t>;
 
 padkern::MkmmdSample sample(const SampleTuple& in) {
   padkern::MkmmdSample out;
@@ -58,11 +59,12 @@ padkern::MkmmdSample sample(const SampleTuple& in) {
   out.column_stride = std::get<6>(in);
   out.weight_stride = std::get<7>(in);
   out.gradient = pointer<void*>(std::get<8>(in));
+  out.gradient_stride = std::get<9>(in);
   return out;
 }
 
 int64_t mkmmd_workspace_bytes(int dtype, int source_dtype, int target_dtype, int64_t n, int64_t m,
-                              int64_t dim, bool gradient) {
+                              int64_t dim, int64_t gradient_stride) {
   padkern::MkmmdParams params;
   params.dtype = static_cast<padkern::MkmmdDtype>(dtype);
   params.source.dtype = static_cast<padkern::MkmmdDtype>(source_dtype);
@@ -70,14 +72,16 @@ int64_t mkmmd_workspace_bytes(int dtype, int source_dtype, int target_dtype, int
   params.source.rows = n;
   params.target.rows = m;
   params.dim = dim;
-  params.want_gradient = gradient;
+  params.want_gradient = gradient_stride > 0;
+  params.source.gradient_stride = params.target.gradient_stride = gradient_stride;
   return padkern::mkmmd_workspace_bytes(params);
 }
 
 // options: dtype, estimator, kernel. outputs: value, d_sigma, d_alphas, d_betas (0: not wanted).
 std::string mkmmd_cpu(const std::tuple<int, int, int>& options, const SampleTuple& source,
                       const SampleTuple& target, int64_t dim, const std::vector<double>& alphas,
-                      const std::vector<double>& betas, uintptr_t sigma_sq, bool want_gradient,
+                      const std::vector<double>& betas, uintptr_t sigma_sq, int sigma_dtype,
+                      bool want_gradient,
                       const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>& outputs,
                       uintptr_t workspace, int64_t workspace_bytes) {
   if (!betas.empty() && betas.size() != alphas.size()) return "betas must be as many as alphas";
@@ -91,7 +95,14 @@ std::string mkmmd_cpu(const std::tuple<int, int, int>& options, const SampleTupl
   params.alphas = alphas.data();
   params.betas = betas.empty() ? nullptr : betas.data();
   params.num_alphas = static_cast<int64_t>(alphas.size());
-  params.sigma_sq = pointer<const double*>(sigma_sq);
+  double bandwidth = 0.0;
+  if (sigma_sq != 0) {
+    padkern::MkmmdSample one;
+    one.weight = pointer<const void*>(sigma_sq);
+    one.weight_dtype = static_cast<padkern::MkmmdDtype>(sigma_dtype);
+    bandwidth = padkern::read_weight(one, 0);
+    params.sigma_sq = &bandwidth;
+  }
   params.want_gradient = want_gradient;
   params.value = pointer<void*>(std::get<0>(outputs));
   params.sigma_gradient = pointer<double*>(std::get<1>(outputs));

@@ -92,9 +92,9 @@ def test_native_names_the_reason_when_it_cannot_run(monkeypatch):
 def test_the_core_checks_again(native_core):
     def run(*sample):
         return native_core.mkmmd_cpu(
-            (0, 0, 0), sample, sample, 3, [1.0], [], 0, False, (0, 0, 0, 0), 0, 0
+            (0, 0, 0), sample, sample, 3, [1.0], [], 0, 0, False, (0, 0, 0, 0), 0, 0
         )
 
-    assert run(0, 0, 0, 0, 4, 3, 1, 0, 0) == "null pointer for source"
-    assert "sizes must be positive" in run(X.data_ptr(), 0, 0, 0, -1, 3, 1, 0, 0)
-    assert "source has a type" in run(X.data_ptr(), 1, 0, 0, 4, 3, 1, 0, 0)
+    assert run(0, 0, 0, 0, 4, 3, 1, 0, 0, 0) == "null pointer for source"
+    assert "sizes must be positive" in run(X.data_ptr(), 0, 0, 0, -1, 3, 1, 0, 0, 0)
+    assert "source has a type" in run(X.data_ptr(), 1, 0, 0, 4, 3, 1, 0, 0, 0)

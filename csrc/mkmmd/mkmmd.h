@@ -33,7 +33,10 @@ struct MkmmdSample {
   int64_t row_stride = 0;  // strides count elements
   int64_t column_stride = 0;
   int64_t weight_stride = 0;
-  void* gradient = nullptr;  // [rows, dim] of compute type, contiguous; null when not wanted
+  // [rows, dim] of compute type, rows gradient_stride apart; null when not wanted. A stride that is
+  // a multiple of 16 spares the padded buffer that other widths need.
+  void* gradient = nullptr;
+  int64_t gradient_stride = 0;
 };
 
 struct MkmmdParams {

@@ -67,6 +67,12 @@ Status check(const MkmmdParams& params) {
     if (s->data == nullptr || (params.want_gradient && s->gradient == nullptr)) {
       return error_status("null pointer for %s", s == &params.source ? "source" : "target");
     }
+    if (params.want_gradient && s->gradient_stride < params.dim) {
+      return error_status("gradient stride of %s must be at least the width %lld, got %lld",
+                          s == &params.source ? "source" : "target",
+                          static_cast<long long>(params.dim),
+                          static_cast<long long>(s->gradient_stride));
+    }
     if (pairs_only && s->rows < 2) {
       return error_status("%s needs at least 2 rows for this estimator, got %lld",
                           s == &params.source ? "source" : "target",

@@ -75,7 +75,7 @@ struct MkmmdKernels {
                const MkmmdScratch<T>& scratch, MkmmdPairSums* sums);
   // gradient = scale (z_i row_sum_i - products_i), row-major; gradient may be where products are.
   void (*finish)(const MkmmdBlock<T>& block, int64_t dim, int64_t point_stride, double scale,
-                 const MkmmdScratch<T>& scratch, T* gradient);
+                 const MkmmdScratch<T>& scratch, T* gradient, int64_t gradient_stride);
 };
 
 #define PADKERN_DECLARE_MKMMD_KERNELS(isa)         \

@@ -62,8 +62,13 @@ Cut make_cut(const MkmmdParams& params, int lanes, int panel) {
   const auto half = [](MkmmdDtype d) {
     return d == MkmmdDtype::kBFloat16 || d == MkmmdDtype::kFloat16;
   };
-  cut.own_products = cut.point_stride != cut.dim;
-  cut.keep_panels = !cut.own_products && !half(params.source.dtype) && !half(params.target.dtype);
+  const int64_t stride = params.source.gradient_stride;
+  if (stride == params.target.gradient_stride && stride > cut.point_stride && stride % lanes == 0) {
+    cut.point_stride = stride;
+  }
+  cut.own_products = cut.point_stride != stride || stride != params.target.gradient_stride;
+  cut.keep_panels =
+      cut.point_stride == cut.dim && !half(params.source.dtype) && !half(params.target.dtype);
   if (most < 1536) cut.keep_panels = true;
   return cut;
 }

@@ -179,7 +179,7 @@ double pack(const MkmmdRows& source, int64_t dim, int64_t point_stride, const do
 
 template <class T>
 void finish(const MkmmdBlock<T>& block, int64_t dim, int64_t point_stride, double scale,
-            const MkmmdScratch<T>& scratch, T* gradient) {
+            const MkmmdScratch<T>& scratch, T* gradient, int64_t gradient_stride) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Groups groups(point_stride / kLanes);
   const T* products = block.products;
@@ -196,7 +196,7 @@ void finish(const MkmmdBlock<T>& block, int64_t dim, int64_t point_stride, doubl
     const T* product = products + column * block.rows;
     for (int64_t i = 0; i < block.rows; ++i) {
       const double row_sum = block.row_sum[i];
-      T* out = gradient + i * dim + column;
+      T* out = gradient + i * gradient_stride + column;
       for (int64_t d = 0; d < used; ++d) {
         out[d] = static_cast<T>(scale * (static_cast<double>(points[i * width + d]) * row_sum -
                                          static_cast<double>(product[i * width + d])));

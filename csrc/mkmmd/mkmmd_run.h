@@ -35,7 +35,8 @@ class MkmmdRun {
     advise_large_pages(params_.workspace, workspace_bytes_);
     for (const MkmmdSample* s : {&params_.source, &params_.target}) {
       if (s->gradient == nullptr) continue;
-      advise_large_pages(s->gradient, s->rows * params_.dim * static_cast<int64_t>(sizeof(T)));
+      advise_large_pages(s->gradient,
+                         s->rows * s->gradient_stride * static_cast<int64_t>(sizeof(T)));
     }
     Status status = load_weights<T>(params_, cut_, buffers_.weights, weights_, &weight_scale_);
     if (!status.ok) return status;
@@ -80,7 +81,8 @@ class MkmmdRun {
   }
 
   T* gradient(int64_t block) const {
-    return static_cast<T*>(sample(block).gradient) + cut_.first_row(block) * cut_.dim;
+    return static_cast<T*>(sample(block).gradient) +
+           cut_.first_row(block) * sample(block).gradient_stride;
   }
 
   MkmmdBlock<T> block(int64_t index) const {
@@ -161,7 +163,8 @@ class MkmmdRun {
     } else {
       const int64_t b = ticket - pairs_end_;
       wait_for(buffers_.progress[b], seats_);
-      kernels_.finish(block(b), cut_.dim, cut_.point_stride, gradient_scale_, scratch, gradient(b));
+      kernels_.finish(block(b), cut_.dim, cut_.point_stride, gradient_scale_, scratch, gradient(b),
+                      sample(b).gradient_stride);
     }
   }
 
@@ -315,8 +318,10 @@ class MkmmdRun {
       if (params_.betas_gradient != nullptr) params_.betas_gradient[u] = fill + constant_kernel();
     }
     for (const MkmmdSample* s : {&params_.source, &params_.target}) {
-      T* out = static_cast<T*>(s->gradient);
-      std::fill(out, out + s->rows * params_.dim, static_cast<T>(fill));
+      for (int64_t i = 0; i < s->rows; ++i) {
+        T* out = static_cast<T*>(s->gradient) + i * s->gradient_stride;
+        std::fill(out, out + params_.dim, static_cast<T>(fill));
+      }
     }
   }
 

@@ -68,14 +68,14 @@ Result run(const std::vector<float>& source, const std::vector<float>& target, i
     sample->row_stride = dim;
     sample->column_stride = 1;
     sample->gradient = gradient->data();
+    sample->gradient_stride = dim;
   }
   params.alphas = kAlphas;
   params.num_alphas = 5;
   params.want_gradient = true;
   params.value = &result.value;
   params.sigma_gradient = &result.sigma_gradient;
-  params.workspace_bytes = padkern::mkmmd_workspace_bytes(
-      params.dtype, params.source.rows, params.target.rows, dim, true);
+  params.workspace_bytes = padkern::mkmmd_workspace_bytes(params);
   // Exactly the bytes asked for, so that a sanitizer sees one byte too many.
   params.workspace = std::aligned_alloc(64, static_cast<size_t>(params.workspace_bytes));
   const padkern::Status status = padkern::mkmmd_cpu(params);

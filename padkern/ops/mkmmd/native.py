@@ -19,29 +19,22 @@ _DTYPES = {
     torch.float16: 3,
     torch.bool: 4,
 }
+# Rows from which memory matters more than one more view.
+_LARGE = 1536
 _ESTIMATORS = {"unbiased": 0, "biased": 1, "tllib": 2, "cross": 3}
 _KERNELS = {name: code for code, name in enumerate(KERNELS)}
 
 
 def _sample(rows: Tensor, weight: Tensor | None, gradient: Tensor | None) -> tuple[int, ...]:
-    d_rows = 0 if gradient is None else gradient.data_ptr()
+    d_rows, d_stride = (0, 0) if gradient is None else (gradient.data_ptr(), gradient.stride(0))
     if weight is None:
         at_weight = weight_code = weight_stride = 0
     else:
         at_weight, weight_code = weight.data_ptr(), _DTYPES[weight.dtype]
         weight_stride = weight.stride(0)
-    code = _DTYPES[rows.dtype]
-    count = rows.shape[0]
-    return (
-        rows.data_ptr(),
-        code,
-        at_weight,
-        weight_code,
-        count,
-        *rows.stride(),
-        weight_stride,
-        d_rows,
-    )
+    code, count = _DTYPES[rows.dtype], rows.shape[0]
+    at_rows, strides = rows.data_ptr(), rows.stride()
+    return at_rows, code, at_weight, weight_code, count, *strides, weight_stride, d_rows, d_stride
 
 
 def _launch(
@@ -69,19 +62,21 @@ def _launch(
         alphas = alphas_tensor.tolist()
     value = torch.empty((), dtype=dtype)
     d_source = d_target = d_sigma = d_alphas = d_betas = None
-    at_sigma = at_alphas = at_betas = 0
+    at_sigma = at_alphas = at_betas = stride = 0
     if gradient:
-        d_source, d_target = torch.empty((n, dim), dtype=dtype), torch.empty((m, dim), dtype=dtype)
+        # Rows a multiple of the vector width apart let the core accumulate in place.
+        stride = dim if max(n, m) < _LARGE else -(-dim // 16) * 16
+        d_source = torch.empty((n, stride), dtype=dtype)
+        d_target = torch.empty((m, stride), dtype=dtype)
+        if stride != dim:
+            d_source, d_target = d_source[:, :dim], d_target[:, :dim]
         d_sigma = torch.empty((), dtype=torch.float64)
         at_sigma = d_sigma.data_ptr()
         if per_kernel:
             d_alphas = torch.empty(len(alphas), dtype=torch.float64)
             d_betas = torch.empty(len(alphas), dtype=torch.float64)
             at_alphas, at_betas = d_alphas.data_ptr(), d_betas.data_ptr()
-    sigma = None
-    if sigma_sq is not None:
-        sigma = sigma_sq if sigma_sq.dtype == torch.float64 else sigma_sq.detach().double()
-    size = core.mkmmd_workspace_bytes(code, source_code, target_code, n, m, dim, gradient)
+    size = core.mkmmd_workspace_bytes(code, source_code, target_code, n, m, dim, stride)
     # torch aligns its CPU memory to 64 bytes, which is what the core asks for.
     workspace = torch.empty(size, dtype=torch.uint8)
     error = core.mkmmd_cpu(
@@ -91,7 +86,8 @@ def _launch(
         dim,
         alphas,
         () if betas is None else betas.tolist(),
-        0 if sigma is None else sigma.data_ptr(),
+        0 if sigma_sq is None else sigma_sq.data_ptr(),
+        0 if sigma_sq is None else _DTYPES[sigma_sq.dtype],
         gradient,
         (value.data_ptr(), at_sigma, at_alphas, at_betas),
         workspace.data_ptr(),
@@ -149,8 +145,9 @@ def mkmmd_value_grad_native(
     """The loss and its derivatives.
 
     Returns:
-        (value, [n, D], [m, D]) in the compute dtype, then float64: d loss / d sigma_sq, and by
-        alphas [K] and betas [K], which are None without ``per_kernel``.
+        (value, [n, D], [m, D]) in the compute dtype, the rows of large samples possibly padded;
+        then in float64 the derivatives by sigma_sq, alphas [K] and betas [K], the last two None
+        without ``per_kernel``.
     """
     return _launch(
         source,

@@ -7,7 +7,7 @@ autograd. The second gives value and derivatives in one pass; backward only scal
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ define(
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _launchers(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Sequence[Any]]]:
     """The (value, value_grad) launchers of one backend, with the schema's arguments up to
     ``precision``, then ``per_kernel`` for the second. Derivatives by alphas and betas that are not
@@ -55,7 +55,8 @@ def _value(*args: Any) -> Tensor:
 
 
 def _value_grad(*args: Any) -> tuple[Tensor, ...]:
-    value, *derivatives = _launchers(args[11])[1](*args[:11], args[12])
+    value, d_source, d_target, *derivatives = _launchers(args[11])[1](*args[:11], args[12])
+    derivatives = [d_source.contiguous(), d_target.contiguous(), *derivatives]
     empty = {"dtype": torch.float64, "device": value.device}
     return value, *(torch.empty(0, **empty) if d is None else d for d in derivatives)
 
