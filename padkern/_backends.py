@@ -6,7 +6,8 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,14 @@ MKMMD_BACKENDS = ("auto", "reference", "native", "triton", "cuda")
 
 _log = logging.getLogger("padkern")
 
+Reason = TypeVar("Reason", bound=Callable[[], str])
+
+
+def _constant(function: Reason) -> Reason:
+    """torch.compiler.assume_constant_result without its import of the whole compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
 
 def check_backend(backend: str) -> None:
     """Raises ValueError for a name that is not a backend."""
@@ -25,7 +34,7 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def native_reason() -> str:
     """Why the native core cannot be used in this process; empty when it can."""
     return _native.load().reason
@@ -58,8 +67,8 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=1)
+@_constant
+@cache
 def triton_reason() -> str:
     """Why Triton cannot be used in this process; empty when it can."""
     if importlib.util.find_spec("triton") is None:
@@ -77,7 +86,7 @@ def why_not_cuda(*tensors: torch.Tensor | None) -> str | None:
     return cuda_reason() or None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def cuda_reason() -> str:
     """Why the CUDA library cannot be used in this process; empty when it can."""
     return _native.load_cuda().reason

@@ -48,7 +48,9 @@ def facts() -> dict[str, str]:
         "memory": _memory,
         "native build": _build,
         "native core": _core,
-        "backend native": lambda: _available(_why_not_native()),
+        "backend native": lambda: _available(_why_not("native")),
+        "backend triton": lambda: _available(_why_not("triton")),
+        "backend cuda": lambda: _available(_why_not("cuda")),
         "backend reference": lambda: "available",
         "threads": _threads,
         "cuda": _cuda,
@@ -125,10 +127,10 @@ def _core() -> str:
     return f"instruction set {isa['chosen']} chosen, {isa['detected']} detected; {pool}"
 
 
-def _why_not_native() -> str | None:
+def _why_not(backend: str) -> str | None:
     from padkern import _backends
 
-    return _backends.why_not_native()
+    return getattr(_backends, f"why_not_{backend}")()
 
 
 def _threads() -> str:

@@ -50,9 +50,10 @@ def mkmmd_loss(
         alphas: ``[K]`` bandwidth multipliers, dimensionless, > 0. Multipliers that are powers of
             two apart (the default) share one exponential. A tensor may require a gradient.
         betas: ``[K]`` weights of the kernels, ones by default. A tensor may require a gradient.
-        kernel: With d = |a - b|^2 and s = 2 alpha_u sigma_sq: "gaussian" exp(-d/s), "laplacian"
-            exp(-sqrt(2d/s)), "inverse_multiquadric" (1 + d/s)^(-1/2), "rational_quadratic"
-            1/(1 + d/s), or "energy" -sqrt(d), which has no bandwidth and takes none.
+        kernel: With d the squared distance and s = 2 alpha_u sigma_sq: "gaussian" exp(-d/s),
+            "laplacian" exp(-sqrt(2d/s)), "inverse_multiquadric" (1 + d/s)^(-1/2),
+            "rational_quadratic" 1/(1 + d/s), or "energy" -sqrt(d), which has no bandwidth and takes
+            none.
         sigma_sq: Squared bandwidth in squared feature units. None: the mean squared distance over
             all pairs of pooled rows, diagonal included, detached. "median": the lower median over
             unordered pairs, detached (the mean if that is 0; builds the distance matrix). A tensor
@@ -86,19 +87,15 @@ def mkmmd_loss(
     Source: Long et al. 2015, arXiv:1502.02791; Gretton et al. 2012, JMLR 13; the "tllib" constant
     is that of thuml/Transfer-Learning-Library at c4aa59e, ``tllib/alignment/dan.py``.
     """
-    _validation.check_mkmmd(source, target, estimator, sigma_sq, source_weight, target_weight)
-    _validation.check_kernel(kernel, alphas, betas, sigma_sq)
-    _validation.check_precision(precision)
-    values = (1.0,) if kernel == "energy" else _validation.check_alphas(alphas, source)
-    weights = None if betas is None else _validation.check_betas(betas, len(values), source)
     if group is not None:
+        # Checks there, with all ranks: a rank that refused alone would leave the others waiting.
         from padkern.ops.mkmmd.distributed import mkmmd_distributed
 
         return mkmmd_distributed(
             source,
             target,
-            alphas=values,
-            betas=weights,
+            alphas=alphas,
+            betas=betas,
             kernel=kernel,
             sigma_sq=sigma_sq,
             estimator=estimator,
@@ -108,6 +105,11 @@ def mkmmd_loss(
             precision=precision,
             backend=backend,
         )
+    _validation.check_mkmmd(source, target, estimator, sigma_sq, source_weight, target_weight)
+    _validation.check_kernel(kernel, alphas, betas, sigma_sq)
+    _validation.check_precision(precision)
+    values = (1.0,) if kernel == "energy" else _validation.check_alphas(alphas, source)
+    weights = None if betas is None else _validation.check_betas(betas, len(values), source)
     tensors = (source, target, sigma_sq, source_weight, target_weight, values, weights)
     chosen = _choose(backend, *tensors)
     if chosen != "reference":

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from padkern.functional import mkmmd_loss
+from padkern.ops.mkmmd.reference import DEFAULT_ALPHAS
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["FrequencyGate", "MKMMDLoss"]
 
@@ -20,24 +25,71 @@ class MKMMDLoss(nn.Module):
 
     Args:
         alphas: Bandwidth multipliers, > 0.
+        betas: Weights of the kernels; None for ones.
+        kernel: "gaussian", "laplacian", "inverse_multiquadric", "rational_quadratic" or "energy".
         sigma_sq: Squared bandwidth; None or "median" finds it from the data of each call.
         estimator: "unbiased", "biased" or "tllib".
-        backend: "auto", "reference" or "native".
+        learn_alphas: Trains the multipliers: the parameter ``log_alphas`` [K] starts at their
+            logarithms.
+        learn_betas: Trains the weights: the parameter ``beta_logits`` [K]; the weights are its
+            softmax times the sum of ``betas``, so they stay positive and their sum stays.
+        group: A torch.distributed process group: the loss over the rows of all ranks.
+        precision: "float32" or "tf32", for GPU products of float32 inputs.
+        backend: "auto", "reference", "native", "triton" or "cuda".
+
+    A test wants the kernel that separates the samples best (maximise), an alignment the features
+    that separate least (minimise); with learned kernels these pull against each other, so give the
+    module's parameters an optimiser of their own with the opposite sign, as adversarial MMD does.
+
+    Raises:
+        ValueError: A learned weight starts at 0 or below, or "energy" is to learn what it has not.
     """
 
     def __init__(
         self,
-        alphas: Sequence[float] = (1 / 8, 1 / 4, 1 / 2, 1, 2),
+        alphas: Sequence[float] = DEFAULT_ALPHAS,
         *,
+        betas: Sequence[float] | None = None,
+        kernel: str = "gaussian",
         sigma_sq: float | str | None = None,
         estimator: str = "unbiased",
+        learn_alphas: bool = False,
+        learn_betas: bool = False,
+        group: ProcessGroup | None = None,
+        precision: str = "float32",
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        if kernel == "energy" and (learn_alphas or learn_betas):
+            raise ValueError("kernel 'energy' has no bandwidth or weight to learn")
         self.alphas = tuple(alphas)
+        self.betas = None if betas is None else tuple(betas)
+        self.kernel = kernel
         self.sigma_sq = sigma_sq
         self.estimator = estimator
+        self.group = group
+        self.precision = precision
         self.backend = backend
+        self.log_alphas = self.beta_logits = None
+        if learn_alphas:
+            self.log_alphas = nn.Parameter(torch.tensor(self.alphas).log())
+        if learn_betas:
+            start = self.betas or (1.0,) * len(self.alphas)
+            for beta in start:
+                if not beta > 0:
+                    raise ValueError(f"betas must be positive to be learned, got {beta}")
+            self.beta_total = float(sum(start))
+            self.beta_logits = nn.Parameter(torch.tensor(start).log())
+
+    def kernel_alphas(self) -> Sequence[float] | Tensor:
+        """The bandwidth multipliers as they are now."""
+        return self.alphas if self.log_alphas is None else self.log_alphas.exp()
+
+    def kernel_betas(self) -> Sequence[float] | Tensor | None:
+        """The kernel weights as they are now; None for ones."""
+        if self.beta_logits is None:
+            return self.betas
+        return self.beta_total * self.beta_logits.softmax(0)
 
     def forward(
         self,
@@ -50,18 +102,22 @@ class MKMMDLoss(nn.Module):
         return mkmmd_loss(
             source,
             target,
-            alphas=self.alphas,
+            alphas=self.kernel_alphas(),
+            betas=self.kernel_betas(),
+            kernel=self.kernel,
             sigma_sq=self.sigma_sq,
             estimator=self.estimator,
             source_weight=source_weight,
             target_weight=target_weight,
+            group=self.group,
+            precision=self.precision,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         return (
-            f"alphas={self.alphas}, sigma_sq={self.sigma_sq}, estimator={self.estimator!r}, "
-            f"backend={self.backend!r}"
+            f"alphas={self.alphas}, betas={self.betas}, kernel={self.kernel!r}, "
+            f"sigma_sq={self.sigma_sq}, estimator={self.estimator!r}, backend={self.backend!r}"
         )
 
 

@@ -11,7 +11,8 @@ import torch
 from torch.library import opcheck
 
 from padkern import MKMMDLoss, mkmmd_loss
-from padkern.ops.mkmmd import op  # noqa: F401 - registers the ops
+from padkern.ops.mkmmd import op
+from padkern.ops.mkmmd.reference import KERNELS, ROOT_KERNELS, mkmmd_loss_ref
 from padkern.testing import (
     assert_mkmmd_matches_reference,
     make_golden_mkmmd_inputs,
@@ -406,3 +407,83 @@ def test_module_passes_its_options_on():
     expected = mkmmd_loss(x, y, alphas=(1.0, 3.0), sigma_sq=2.0, estimator="tllib")
     assert module(x, y).item() == expected.item()
     assert "tllib" in repr(module)
+
+
+def test_module_learns_its_kernels(backend):
+    x, y = make_mkmmd_inputs(40, 30, 6, torch.float64)
+    module = MKMMDLoss((0.5, 1.0, 2.0), learn_alphas=True, learn_betas=True, backend=backend)
+    plain = mkmmd_loss(x, y, alphas=(0.5, 1.0, 2.0), backend=backend)
+    assert module(x, y).item() == pytest.approx(plain.item(), rel=1e-6)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5, maximize=True)
+    before = module(x, y)
+    before.backward()
+    assert all(p.grad.abs().sum() > 0 for p in module.parameters())
+    optimizer.step()
+    assert module(x, y) > before
+    assert module.kernel_betas().sum().item() == pytest.approx(3.0)
+    assert set(module.state_dict()) == {"log_alphas", "beta_logits"}
+
+
+def test_module_refuses_to_learn_what_is_not_there():
+    with pytest.raises(ValueError, match="'energy' has no bandwidth"):
+        MKMMDLoss(kernel="energy", learn_alphas=True)
+    with pytest.raises(ValueError, match=r"betas must be positive to be learned, got 0\.0"):
+        MKMMDLoss((1.0, 2.0), betas=(1.0, 0.0), learn_betas=True)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("estimator", ["unbiased", "biased", "cross"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 7, 3), (50, 41, 20), (100, 130, 65)])
+def test_every_kernel_with_weights_and_all_derivatives(
+    native_core, kernel, estimator, dtype, shape
+):
+    n, m, dim = shape
+    x, y = make_mkmmd_inputs(n, m, dim, dtype)
+    # Identical rows inside a sample and across: no derivative there for kernels of the distance.
+    x[1], y[0], y[m - 1] = x[0], x[2], y[1]
+    weight = torch.rand(n).to(dtype)
+    weight[n - 1] = 0
+    mask = torch.arange(m) % 3 != 1
+    energy = kernel == "energy"
+    alphas = torch.tensor([1.0] if energy else [0.3, 0.6, 2.4, 1.1], dtype=torch.float64)
+    betas = None if energy else torch.tensor([1.0, 0.5, 2.0, 0.25], dtype=torch.float64)
+    results = []
+    for exact in (True, False):
+        leaves = [x.double() if exact else x.clone(), y.double() if exact else y.clone()]
+        leaves += [torch.tensor(float(dim), dtype=torch.float64)]
+        leaves += [] if energy else [alphas.clone(), betas.clone()]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        a, b = (tuple(alphas.tolist()), None) if energy else leaves[3:]
+        if exact:
+            value = mkmmd_loss_ref(
+                leaves[0],
+                leaves[1],
+                alphas=a,
+                betas=b,
+                kernel=kernel,
+                sigma_sq=leaves[2],
+                estimator=estimator,
+                source_weight=weight.double(),
+                target_weight=mask.double(),
+            )
+        else:
+            value = op.mkmmd_fused(
+                *leaves[:3], weight, mask, a, b, kernel, estimator, "float32", "native"
+            )
+        results.append((value, torch.autograd.grad(value, leaves, allow_unused=True)))
+    (expected, wanted), (value, found) = results
+    # A root magnifies the rounding of a small distance.
+    root = 20 if kernel in ROOT_KERNELS else 1
+    limit = 1e-11 if dtype == torch.float64 else 5e-6
+    assert abs(value.item() - expected.item()) <= root * limit * max(1.0, abs(expected.item()))
+    limit = 1e-10 if dtype == torch.float64 else 1e-5
+    for k, (got, want) in enumerate(zip(found, wanted, strict=True)):
+        if want is None or want.abs().max() == 0:
+            assert got is None or got.abs().max() == 0
+            continue
+        # The derivatives by bandwidth and weights are differences of large sums.
+        scale = 1.0 if k < 2 else float(max(1.0, 1.0 / want.norm()))
+        rounding = torch.finfo(dtype).eps if k < 2 and dtype == torch.bfloat16 else 0.0
+        assert relative_error(got, want) <= 2 * root * limit * scale + rounding, k

@@ -1,0 +1,1 @@
+"""Classes with the names, constructors and calls of other libraries, on padkern's kernels."""
