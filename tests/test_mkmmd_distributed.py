@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from padkern import mkmmd_loss
-from padkern.ops.mkmmd.distributed import mkmmd_distributed
 from padkern.ops.mkmmd.exchange import column_sums, products
+from padkern.ops.mkmmd.reference import DEFAULT_ALPHAS
 from padkern.testing import MKMMD_TOLERANCES, make_mkmmd_inputs, relative_error
 
 WORLDS = (2, 3, 4)
@@ -146,11 +146,10 @@ DEFAULTS = {
 
 
 def _loss(source: Any, target: Any, *, group: Any = None, **options: Any) -> Tensor:
-    """Called directly: what mkmmd_loss checks before that concerns one rank's rows alone."""
     options = {**DEFAULTS, **options}
     if options["kernel"] == "energy":
-        options["alphas"] = (1.0,)
-    return mkmmd_distributed(source, target, group=group or dist.group.WORLD, **options)
+        options["alphas"] = DEFAULT_ALPHAS
+    return mkmmd_loss(source, target, group=group or dist.group.WORLD, **options)
 
 
 def _evaluate(problem: Problem, rank: int, backend: str) -> dict[str, Tensor]:
