@@ -12,6 +12,7 @@
 #include "common/parallel.h"
 #include "common/status.h"
 #include "mkmmd/mkmmd.h"
+#include "mkmmd/mkmmd_batched.h"
 #include "mkmmd/mkmmd_weights.h"
 #include "triple_expert/gated_bce.h"
 
@@ -114,6 +115,79 @@ std::string mkmmd_cpu(const std::tuple<int, int, int>& options, const SampleTupl
   return text(padkern::mkmmd_cpu(params));
 }
 
+// A batched sample is (data, dtype, problem, row and column stride), (weight, dtype, problem and
+// row stride), (offsets or 0, bytes of one, total rows, rows of a problem), gradient.
+using BatchedSampleTuple = std::tuple<std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>,
+                                      std::tuple<uintptr_t, int, int64_t, int64_t>,
+                                      std::tuple<uintptr_t, int64_t, int64_t, int64_t>, uintptr_t>;
+// dtype, estimator, kernel, problems, dim
+using BatchedOptionsTuple = std::tuple<int, int, int, int64_t, int64_t>;
+// sigma_sq, value, d_sigma
+using BatchedVectorsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t>;
+
+padkern::MkmmdBatchedSample batched_sample(const BatchedSampleTuple& in) {
+  const auto& [data, weight, cut, gradient] = in;
+  padkern::MkmmdBatchedSample out;
+  out.data = pointer<const void*>(std::get<0>(data));
+  out.dtype = static_cast<padkern::MkmmdDtype>(std::get<1>(data));
+  out.problem_stride = std::get<2>(data);
+  out.row_stride = std::get<3>(data);
+  out.column_stride = std::get<4>(data);
+  out.weight = pointer<const void*>(std::get<0>(weight));
+  out.weight_dtype = static_cast<padkern::MkmmdDtype>(std::get<1>(weight));
+  out.weight_problem_stride = std::get<2>(weight);
+  out.weight_stride = std::get<3>(weight);
+  out.offsets = pointer<const void*>(std::get<0>(cut));
+  out.offset_bytes = std::get<1>(cut);
+  out.total_rows = std::get<2>(cut);
+  out.rows_per_problem = std::get<3>(cut);
+  out.gradient = pointer<void*>(gradient);
+  return out;
+}
+
+padkern::MkmmdBatchedParams batched_params(const BatchedOptionsTuple& options,
+                                           const BatchedSampleTuple& source,
+                                           const BatchedSampleTuple& target,
+                                           const std::vector<double>& alphas,
+                                           const BatchedVectorsTuple& vectors, bool want_gradient) {
+  padkern::MkmmdBatchedParams params;
+  params.dtype = static_cast<padkern::MkmmdDtype>(std::get<0>(options));
+  params.estimator = static_cast<padkern::MkmmdEstimator>(std::get<1>(options));
+  params.kernel = static_cast<padkern::MkmmdKernel>(std::get<2>(options));
+  params.problems = std::get<3>(options);
+  params.dim = std::get<4>(options);
+  params.source = batched_sample(source);
+  params.target = batched_sample(target);
+  params.alphas = alphas.data();
+  params.num_alphas = static_cast<int64_t>(alphas.size());
+  params.sigma_sq = pointer<const double*>(std::get<0>(vectors));
+  params.value = pointer<void*>(std::get<1>(vectors));
+  params.sigma_gradient = pointer<double*>(std::get<2>(vectors));
+  params.want_gradient = want_gradient;
+  return params;
+}
+
+int64_t mkmmd_batched_workspace_bytes(const BatchedOptionsTuple& options,
+                                      const BatchedSampleTuple& source,
+                                      const BatchedSampleTuple& target,
+                                      const std::vector<double>& alphas,
+                                      const BatchedVectorsTuple& vectors, bool want_gradient) {
+  return padkern::mkmmd_batched_workspace_bytes(
+      batched_params(options, source, target, alphas, vectors, want_gradient));
+}
+
+std::string mkmmd_batched_cpu(const BatchedOptionsTuple& options, const BatchedSampleTuple& source,
+                              const BatchedSampleTuple& target, const std::vector<double>& alphas,
+                              const BatchedVectorsTuple& vectors, bool want_gradient,
+                              uintptr_t workspace, int64_t workspace_bytes) {
+  padkern::MkmmdBatchedParams params =
+      batched_params(options, source, target, alphas, vectors, want_gradient);
+  params.workspace = pointer<void*>(workspace);
+  params.workspace_bytes = workspace_bytes;
+  py::gil_scoped_release release;
+  return text(padkern::mkmmd_batched_cpu(params));
+}
+
 // sizes: tokens, experts, dim, rows, bins, negatives. users and tables are (data, outer stride,
 // inner stride), ids (positives, negatives, valid), outputs (value, d_users, d_tables, d_gate).
 using StridedTuple = std::tuple<uintptr_t, int64_t, int64_t>;
@@ -158,5 +232,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &isa);
   m.def("mkmmd_workspace_bytes", &mkmmd_workspace_bytes);
   m.def("mkmmd_cpu", &mkmmd_cpu);
+  m.def("mkmmd_batched_workspace_bytes", &mkmmd_batched_workspace_bytes);
+  m.def("mkmmd_batched_cpu", &mkmmd_batched_cpu);
   m.def("gated_bce_cpu", &gated_bce_cpu);
 }

@@ -9,15 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["MKMMDLoss", "TripleExpert", "__version__", "mkmmd_loss"]
+__all__ = [
+    "MKMMDLoss",
+    "TripleExpert",
+    "__version__",
+    "mkmmd_block",
+    "mkmmd_fourier",
+    "mkmmd_loss",
+    "mkmmd_loss_batched",
+    "mkmmd_per_class",
+]
 
 _LAZY = {
     "mkmmd_loss": "padkern.functional",
+    "mkmmd_block": "padkern.estimators",
+    "mkmmd_fourier": "padkern.estimators",
+    "mkmmd_loss_batched": "padkern.estimators",
+    "mkmmd_per_class": "padkern.estimators",
     "MKMMDLoss": "padkern.modules",
     "TripleExpert": "padkern.models.triple_expert",
 }
 
 if TYPE_CHECKING:
+    from padkern.estimators import (
+        mkmmd_block,
+        mkmmd_fourier,
+        mkmmd_loss_batched,
+        mkmmd_per_class,
+    )
     from padkern.functional import mkmmd_loss
     from padkern.models.triple_expert import TripleExpert
     from padkern.modules import MKMMDLoss

@@ -240,8 +240,12 @@ def mkmmd_fused(
     A plain eager call with a gradient skips the dispatcher: nothing watches it then, no compiler,
     function transform, dispatch mode or tensor subclass.
     """
-    given = isinstance(alphas, Tensor)
-    alphas_tensor, numbers = (alphas, ()) if given else (None, alphas)
+    alphas_tensor: Tensor | None = None
+    numbers: Sequence[float] = ()
+    if isinstance(alphas, Tensor):
+        alphas_tensor = alphas
+    else:
+        numbers = alphas
     options = (numbers, kernel, estimator, precision, backend)
     if torch.is_grad_enabled():
         per_kernel = _wants_grad(alphas_tensor) or _wants_grad(betas)

@@ -34,7 +34,8 @@ def _pool(
         parts.append(ones if weight is None else weight.to(dtype))
     weights = torch.cat(parts)
     used = (weights != 0)[:, None]
-    first = torch.where(used, rows, 0)[used[:, 0].to(torch.int8).argmax()].detach()
+    at = used[:, 0].to(torch.int8).argmax(0, keepdim=True)
+    first = torch.where(used, rows, 0).index_select(0, at).detach()
     shifted = torch.where(used, rows - first, 0)
     total = weights.sum()
     mean = ((weights[:, None] * shifted).sum(0) / total).detach()

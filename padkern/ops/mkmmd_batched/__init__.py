@@ -1,0 +1,1 @@
+"""Many MK-MMD problems in one call. Derivations: ``README.md`` beside this file."""

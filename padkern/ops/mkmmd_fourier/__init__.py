@@ -1,0 +1,1 @@
+"""MK-MMD from random Fourier features. Derivation: ``README.md`` beside this file."""
