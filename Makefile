@@ -28,8 +28,11 @@ DEMO_ARGS ?=
 
 TEST_ARGS ?=
 BENCH_ARGS ?=
-# With a name, make bench and make gpu store their figures in benchmarks/results/<name>/.
+# With a name, make bench and make gpu store their figures in benchmarks/results/<name>/, and
+# make bench-report reads them there; without one it reads every device's.
 BENCH_DEVICE ?=
+GPU_SUITES := benchmarks/bench_cuda.py benchmarks/bench_mkmmd_gpu.py
+CPU_SUITES := $(filter-out $(GPU_SUITES),$(wildcard benchmarks/bench_*.py))
 
 # The package under test is the built and installed one: without this, Python would put the working
 # directory, and with it the unbuilt source tree, in front of it (Python 3.11 and later).
@@ -43,12 +46,12 @@ CONSTRAINED := $(PIP) -c $(STAMPS)/constraints.txt
 WHEEL := $$(ls $(STAMPS)/wheel/padkern-*.whl)
 SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
            $(shell find padkern csrc -type f \( -name '*.py' -o -name '*.html' -o -name '*.md' \
-             -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.txt' \))
+             -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.txt' \))
 
-.PHONY: help install demo test bench lint format docs gpu clean
+.PHONY: help install demo test bench bench-report lint format docs gpu clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMPS)/install ## build padkern and install it into VENV
 
@@ -62,37 +65,42 @@ demo: $(STAMPS)/demo $(filter $(STAMPS)/minilm,$(STAMPS)/$(TEXT)) ## train PAD o
 test: $(STAMPS)/test $(STAMPS)/demo ## run the tests on the built package
 	$(BIN)/pytest $(TEST_ARGS)
 
-bench: $(STAMPS)/test ## measure the kernels against their reference
+bench: $(STAMPS)/bench ## measure the kernels against their reference and their peers
 	$(if $(BENCH_DEVICE),mkdir -p benchmarks/results/$(BENCH_DEVICE))
-	for suite in benchmarks/bench_*.py; do \
+	for suite in $(CPU_SUITES); do \
 	  $(BIN)/pytest $$suite --benchmark-only $(BENCH_ARGS) $(if $(BENCH_DEVICE), \
 	    --benchmark-json=benchmarks/results/$(BENCH_DEVICE)/$$(basename $$suite .py).json); \
 	done
+
+bench-report: $(STAMPS)/install ## turn stored figures into a table and a plot
+	PYTHONPATH=benchmarks $(BIN)/python -m report \
+	  $(if $(BENCH_DEVICE),benchmarks/results/$(BENCH_DEVICE),$(wildcard benchmarks/results/*/))
 
 lint: $(STAMPS)/lint ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 \
+	find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) -print0 \
 	  | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
 format: $(STAMPS)/lint ## rewrite files in the common style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 \
+	find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) -print0 \
 	  | xargs -0 $(BIN)/clang-format -i
 
 docs: $(STAMPS)/docs ## write the documentation to docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "documentation: docs/_build/html/index.html"
 
-# This version has no GPU kernel; what runs on a GPU is plain torch, and that is what is checked.
-gpu: $(STAMPS)/test ## check and measure what runs on a GPU
+gpu: $(STAMPS)/bench ## check and measure what runs on a GPU
 	$(BIN)/padkern env
 	$(BIN)/pytest -m gpu -rs tests
 	$(if $(BENCH_DEVICE),mkdir -p benchmarks/results/$(BENCH_DEVICE))
-	$(BIN)/pytest benchmarks/bench_cuda.py --benchmark-only -rs $(if $(BENCH_DEVICE), \
-	  --benchmark-json=benchmarks/results/$(BENCH_DEVICE)/bench_cuda.json)
+	for suite in $(GPU_SUITES); do \
+	  $(BIN)/pytest $$suite --benchmark-only -rs $(BENCH_ARGS) $(if $(BENCH_DEVICE), \
+	    --benchmark-json=benchmarks/results/$(BENCH_DEVICE)/$$(basename $$suite .py).json); \
+	done
 
 clean: ## remove VENV and everything built; run folders stay
 	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis \
@@ -133,6 +141,10 @@ $(STAMPS)/install: $(STAMPS)/wheel.done
 
 $(STAMPS)/test: $(STAMPS)/install
 	$(CONSTRAINED) "$(WHEEL)[test]"
+	touch $@
+
+$(STAMPS)/bench: $(STAMPS)/test
+	$(CONSTRAINED) "$(WHEEL)[bench]"
 	touch $@
 
 $(STAMPS)/lint: $(STAMPS)/install

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from machine_limits import Limits
 
 from padkern import _native
 
 # Wall-clock seconds one benchmark may spend on its rounds.
 SECONDS = float(os.environ.get("PADKERN_BENCH_SECONDS", "0.5"))
+_LIMITS = Limits()
+_SKIPPED: list[dict[str, object]] = []
 
 
 def _cpu_model() -> str:
@@ -41,6 +46,12 @@ def machine_info() -> dict[str, object]:
     }
 
 
+@pytest.fixture
+def machine() -> Callable[[], dict[str, object]]:
+    """The function that describes this machine and run."""
+    return machine_info
+
+
 def peak_extra_mib(run: Callable[[], object]) -> float:
     """Highest sum of torch CPU allocations alive at once during one call, in MiB (2**20 bytes)."""
     with torch.profiler.profile(
@@ -57,6 +68,59 @@ def peak_extra_mib(run: Callable[[], object]) -> float:
     return round(peak / 2**20, 3)
 
 
+def _resident_mib(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def peak_resident_mib(run: Callable[[], object]) -> float | None:
+    """Growth of the process's peak resident memory during one call, in MiB; None off Linux.
+
+    Counts what torch's allocator does not see, and what a library keeps afterwards.
+    """
+    try:
+        _malloc("malloc_trim", 0)
+        before = _resident_mib("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
+        result = run()
+        peak = _resident_mib("VmHWM")
+    except OSError:
+        return None
+    del result
+    return round(peak - before, 3)
+
+
+def _malloc(function: str, *arguments: int) -> None:
+    """Calls glibc's malloc controls; OSError where the C library has none."""
+    try:
+        entry = getattr(ctypes.CDLL(None), function)
+    except (AttributeError, TypeError) as error:
+        raise OSError(f"the C library has no {function}") from error
+    entry(*arguments)
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """malloc keeps freed memory, as jemalloc and tcmalloc do; raises OSError without glibc.
+
+    By default glibc hands every block above 32 MiB back to the kernel when it is freed. The next
+    call then touches fresh pages, and peers that build n^2 matrices spend most of their time there.
+    """
+    trim, pad, mmap = -1, -2, -3  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+    _malloc("mallopt", mmap, 2**30)
+    _malloc("mallopt", trim, -1)
+    _malloc("mallopt", pad, 2**28)
+    try:
+        yield
+    finally:  # where glibc's own adaption ends up in a program with large blocks
+        _malloc("mallopt", mmap, 2**25)
+        _malloc("mallopt", trim, 2**26)
+        _malloc("mallopt", pad, 2**17)
+        _malloc("malloc_trim", 0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
     """PADKERN_BENCH_THREADS sets torch's thread count; the default is torch's own."""
@@ -65,18 +129,53 @@ def _threads():
         torch.set_num_threads(int(value))
 
 
+@pytest.fixture(scope="session")
+def limits() -> Limits:
+    """The machine's own rates; they end up beside the figures, under ``machine_limits``."""
+    return _LIMITS
+
+
+@pytest.fixture
+def skip_peer(request):
+    """skip_peer(reason, **figures): skips, and records both beside the figures."""
+
+    def skip(reason: str, **figures: object) -> None:
+        _SKIPPED.append({"name": request.node.name, "reason": reason, **figures})
+        pytest.skip(reason)
+
+    return skip
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    output_json["machine_limits"] = _LIMITS.to_json()
+    output_json["skipped"] = _SKIPPED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _SKIPPED:
+        terminalreporter.section("peers left out")
+    for one in _SKIPPED:
+        terminalreporter.write_line(f"{one['name']}: {one['reason']}")
+
+
 @pytest.fixture
 def measure(benchmark):
-    """measure(run, **info): warms up, records memory and machine, times for about SECONDS."""
+    """measure(run, **info): warms up, records memory and machine, times for about SECONDS.
+
+    A call of seconds is repeated less: the check before it and the memory run have warmed it up.
+    """
 
     def run_benchmark(run: Callable[[], object], **info: object) -> None:
-        run()
-        run()
         started = time.perf_counter()
         run()
-        once = max(time.perf_counter() - started, 1e-6)
+        once = time.perf_counter() - started
+        if once < 1:
+            run()
+            started = time.perf_counter()
+            run()
+            once = max(time.perf_counter() - started, 1e-6)
         benchmark.extra_info.update(machine_info(), **info, peak_extra_mib=peak_extra_mib(run))
-        rounds = max(3, min(200, int(SECONDS / once)))
+        rounds = max(3, min(2000, int(SECONDS / once))) if once < 4 else 1 if once > 8 else 2
         benchmark.pedantic(run, rounds=rounds, iterations=1)
 
     return run_benchmark

@@ -11,6 +11,7 @@
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/status.h"
+#include "mkmmd/kernel_products.h"
 #include "mkmmd/mkmmd.h"
 #include "mkmmd/mkmmd_batched.h"
 #include "mkmmd/mkmmd_weights.h"
@@ -188,6 +189,82 @@ std::string mkmmd_batched_cpu(const BatchedOptionsTuple& options, const BatchedS
   return text(padkern::mkmmd_batched_cpu(params));
 }
 
+// A sum of kernels is (kernel, alphas, betas or 0, sigma_sq), a matrix (data, rows, row stride,
+// column stride), a membership (data, columns, row stride, column stride).
+using KernelSumTuple = std::tuple<int, std::vector<double>, uintptr_t, uintptr_t>;
+using MatrixTuple = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+
+padkern::KernelSum kernel_sum(const KernelSumTuple& in) {
+  padkern::KernelSum out;
+  out.kernel = static_cast<padkern::MkmmdKernel>(std::get<0>(in));
+  out.alphas = std::get<1>(in).data();
+  out.count = static_cast<int64_t>(std::get<1>(in).size());
+  out.betas = pointer<const double*>(std::get<2>(in));
+  out.sigma_sq = pointer<const double*>(std::get<3>(in));
+  return out;
+}
+
+padkern::KernelMatrix matrix(const MatrixTuple& in) {
+  padkern::KernelMatrix out;
+  out.data = pointer<const void*>(std::get<0>(in));
+  out.rows = std::get<1>(in);
+  out.row_stride = std::get<2>(in);
+  out.column_stride = std::get<3>(in);
+  return out;
+}
+
+// outputs: quadratic, linear, row sums.
+std::string kernel_quadratic_cpu(int dtype, const KernelSumTuple& sum, const MatrixTuple& rows,
+                                 int64_t dim, const MatrixTuple& membership,
+                                 const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs) {
+  padkern::KernelQuadraticParams params;
+  params.dtype = static_cast<padkern::MkmmdDtype>(dtype);
+  params.sum = kernel_sum(sum);
+  params.rows = matrix(rows);
+  params.dim = dim;
+  params.membership = pointer<const uint8_t*>(std::get<0>(membership));
+  params.columns = std::get<1>(membership);
+  params.membership_row_stride = std::get<2>(membership);
+  params.membership_column_stride = std::get<3>(membership);
+  params.quadratic = pointer<double*>(std::get<0>(outputs));
+  params.linear = pointer<double*>(std::get<1>(outputs));
+  params.row_sums = pointer<double*>(std::get<2>(outputs));
+  py::gil_scoped_release release;
+  return text(padkern::kernel_quadratic_cpu(params));
+}
+
+// options: part, power, skip_diagonal. sizes: dim, columns.
+std::string kernel_apply_cpu(int dtype, const KernelSumTuple& sum,
+                             const std::tuple<int, int, bool>& options, const MatrixTuple& query,
+                             const MatrixTuple& rows, const MatrixTuple& vectors,
+                             const std::tuple<int64_t, int64_t>& sizes, uintptr_t out) {
+  padkern::KernelApplyParams params;
+  params.dtype = static_cast<padkern::MkmmdDtype>(dtype);
+  params.sum = kernel_sum(sum);
+  params.part = static_cast<padkern::KernelPart>(std::get<0>(options));
+  params.power = std::get<1>(options);
+  params.skip_diagonal = std::get<2>(options);
+  params.query = matrix(query);
+  params.rows = matrix(rows);
+  params.vectors = matrix(vectors);
+  std::tie(params.dim, params.columns) = sizes;
+  params.out = pointer<double*>(out);
+  py::gil_scoped_release release;
+  return text(padkern::kernel_apply_cpu(params));
+}
+
+std::string draw_memberships_cpu(uintptr_t seeds, int64_t count, int64_t rows, int64_t chosen,
+                                 uintptr_t out) {
+  padkern::DrawMembershipsParams params;
+  params.seeds = pointer<const int64_t*>(seeds);
+  params.count = count;
+  params.rows = rows;
+  params.chosen = chosen;
+  params.out = pointer<uint8_t*>(out);
+  py::gil_scoped_release release;
+  return text(padkern::draw_memberships_cpu(params));
+}
+
 // sizes: tokens, experts, dim, rows, bins, negatives. users and tables are (data, outer stride,
 // inner stride), ids (positives, negatives, valid), outputs (value, d_users, d_tables, d_gate).
 using StridedTuple = std::tuple<uintptr_t, int64_t, int64_t>;
@@ -235,4 +312,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("mkmmd_batched_workspace_bytes", &mkmmd_batched_workspace_bytes);
   m.def("mkmmd_batched_cpu", &mkmmd_batched_cpu);
   m.def("gated_bce_cpu", &gated_bce_cpu);
+  m.def("kernel_quadratic_cpu", &kernel_quadratic_cpu);
+  m.def("kernel_apply_cpu", &kernel_apply_cpu);
+  m.def("draw_memberships_cpu", &draw_memberships_cpu);
 }

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MKMMDLoss",
+    "MKMMDTest",
     "TripleExpert",
     "__version__",
     "mkmmd_block",
@@ -18,6 +19,10 @@ __all__ = [
     "mkmmd_loss",
     "mkmmd_loss_batched",
     "mkmmd_per_class",
+    "mkmmd_power",
+    "mkmmd_test",
+    "mkmmd_variance",
+    "mkmmd_witness",
 ]
 
 _LAZY = {
@@ -26,7 +31,12 @@ _LAZY = {
     "mkmmd_fourier": "padkern.estimators",
     "mkmmd_loss_batched": "padkern.estimators",
     "mkmmd_per_class": "padkern.estimators",
+    "mkmmd_power": "padkern.two_sample",
+    "mkmmd_test": "padkern.two_sample",
+    "mkmmd_variance": "padkern.two_sample",
+    "mkmmd_witness": "padkern.two_sample",
     "MKMMDLoss": "padkern.modules",
+    "MKMMDTest": "padkern.two_sample",
     "TripleExpert": "padkern.models.triple_expert",
 }
 
@@ -40,6 +50,13 @@ if TYPE_CHECKING:
     from padkern.functional import mkmmd_loss
     from padkern.models.triple_expert import TripleExpert
     from padkern.modules import MKMMDLoss
+    from padkern.two_sample import (
+        MKMMDTest,
+        mkmmd_power,
+        mkmmd_test,
+        mkmmd_variance,
+        mkmmd_witness,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -76,6 +76,32 @@ class CudaLibrary(NamedTuple):
     reason: str
 
 
+# Must equal PADKERN_CUDA_ABI of csrc/mkmmd/mkmmd_cuda.h.
+_CUDA_ABI = 1
+
+
+def open_cuda(path: Path) -> ctypes.CDLL:
+    """Loads one file of the CUDA library and declares its functions.
+
+    Raises:
+        OSError: It does not load, or is of another version.
+    """
+    library = ctypes.CDLL(str(path))
+    try:
+        abi = library.padkern_cuda_abi()
+        library.padkern_mkmmd_params_bytes.restype = ctypes.c_int64
+        library.padkern_mkmmd_workspace_bytes.restype = ctypes.c_int64
+        library.padkern_mkmmd_workspace_bytes.argtypes = [ctypes.c_void_p]
+        library.padkern_mkmmd.restype = ctypes.c_int32
+        library.padkern_mkmmd.argtypes = [ctypes.c_void_p]
+        library.padkern_cuda_error_text.restype = ctypes.c_char_p
+    except AttributeError as error:
+        raise OSError(f"a function is missing: {error}") from error
+    if abi != _CUDA_ABI:
+        raise OSError(f"its interface has version {abi}, this padkern needs {_CUDA_ABI}")
+    return library
+
+
 @lru_cache(maxsize=1)
 def load_cuda() -> CudaLibrary:
     """Loads the CUDA library once per process."""
@@ -83,7 +109,7 @@ def load_cuda() -> CudaLibrary:
     if not path.exists():
         return CudaLibrary(None, "the CUDA library was not built")
     try:
-        return CudaLibrary(ctypes.CDLL(str(path)), "")
+        return CudaLibrary(open_cuda(path), "")
     except OSError as error:
         return CudaLibrary(None, f"the CUDA library does not load: {error}")
 

@@ -32,7 +32,7 @@ def test_the_core_needs_no_torch_openmp_or_cuda(native_core):
         assert not any(library in line for line in needed)
 
 
-def _compile_object(tmp_path: Path, isa: str, flags: list[str]) -> Path:
+def _compile_object(tmp_path: Path, source: str, isa: str, flags: list[str]) -> Path:
     """Compiles the per-instruction-set source alone, with the flags of CMakeLists.txt."""
     out = tmp_path / f"{isa}.o"
     subprocess.run(
@@ -43,7 +43,7 @@ def _compile_object(tmp_path: Path, isa: str, flags: list[str]) -> Path:
             *flags,
             f"-DPADKERN_ISA_NAMESPACE={isa}",
             f"-I{ROOT / 'csrc'}",
-            *("-c", str(ROOT / "csrc" / "mkmmd" / "mkmmd_kernel.cpp"), "-o", str(out)),
+            *("-c", str(ROOT / "csrc" / source), "-o", str(out)),
         ],
         check=True,
         capture_output=True,
@@ -59,16 +59,17 @@ def _compile_object(tmp_path: Path, isa: str, flags: list[str]) -> Path:
         ("avx2", ["-mavx2", "-mfma", "-mf16c"], ("%zmm",)),
     ],
 )
-def test_objects_hold_no_wider_instruction(tmp_path, isa, flags, forbidden):
+@pytest.mark.parametrize("source", ["mkmmd/mkmmd_kernel.cpp", "mkmmd/kernel_products_kernel.cpp"])
+def test_objects_hold_no_wider_instruction(tmp_path, source, isa, flags, forbidden):
     import platform
 
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip(f"x86-64 only, this is {platform.machine()}")
     if shutil.which("g++") is None or shutil.which("objdump") is None:
         pytest.skip("g++ and objdump are needed")
-    path = _compile_object(tmp_path, isa, flags)
+    path = _compile_object(tmp_path, source, isa, flags)
     code = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True).stdout
-    assert "mkmmd" in code
+    assert f"padkern{len(isa)}{isa}" in code  # the mangled namespace of this instruction set
     for register in forbidden:
         assert register not in code
     sections = subprocess.run(["objdump", "-h", str(path)], capture_output=True, text=True).stdout
