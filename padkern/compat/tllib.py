@@ -32,7 +32,7 @@ __all__ = ["GaussianKernel", "MultipleKernelMaximumMeanDiscrepancy"]
 
 
 class GaussianKernel(nn.Module):
-    r"""Gaussian kernel matrix of one sample, exp(-|x_i - x_j|^2 / (2 sigma^2)).
+    r"""Gaussian kernel matrix of one sample, ``exp(-d_ij / (2 sigma^2))``, d squared distances.
 
     Args:
         sigma: Bandwidth in feature units, not 0. Used when ``track_running_stats`` is False.
