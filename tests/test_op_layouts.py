@@ -71,6 +71,8 @@ def test_layouts_change_no_bit(spec, native_core):
                     continue
                 views = {layout: lay_out(value, layout) for layout in LAYOUTS}
                 views["one_row"] = value[:1].expand(value.shape)
+                if name in spec.fixed:
+                    del views["one_row"], views["expanded"]
                 for layout, view in views.items():
                     results = []
                     for tensor in (view, view.contiguous()):

@@ -193,8 +193,12 @@ def _assert_same_bits(got: Result, want: Result, text: str) -> None:
 @pytest.mark.parametrize(("spec", "backend"), _implementations())
 def test_random_calls(spec, backend, backend_ready):
     """Random shapes, dtypes, layouts, options and values; PADKERN_EXAMPLES of them (300)."""
-    columns = zip(*spec.shapes.values(), strict=True)
-    sizes = [st.integers(min(column), min(max(column), 40)) for column in columns]
+    columns = list(zip(*spec.shapes.values(), strict=True))
+    most = spec.random_most or (40,) * len(columns)
+    sizes = [
+        st.integers(min(column), min(max(column), limit))
+        for column, limit in zip(columns, most, strict=True)
+    ]
 
     @settings(
         max_examples=EXAMPLES,

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 # Far outside of every index range, and far from overflow when a stride multiplies it.
-_STRAY_INTEGER = 1 << 40
+_STRAY = {torch.int64: 1 << 40, torch.int32: 1 << 30}
 
 
 def _stray(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     if like.dtype == torch.bool:
         return torch.ones(shape, dtype=like.dtype, device=like.device)
-    value = float("nan") if like.is_floating_point() else _STRAY_INTEGER
+    value = float("nan") if like.is_floating_point() else _STRAY[like.dtype]
     return torch.full(shape, value, dtype=like.dtype, device=like.device)
 
 

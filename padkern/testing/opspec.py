@@ -116,6 +116,7 @@ class OpSpec:
         dynamic_shapes: Four shapes to compile for; empty where torch.compile is not promised.
         compilations: At most so many for these four: a static one and a dynamic one.
         check_shape, error_shape: Shapes for finite differences and for error cases.
+        random_most: Largest sizes of random shapes; 40 each where empty.
         far_shape: A shape of more than one block whose rows are then spread over the memory.
         modules: Makers of modules over the op, to be copied and pickled.
         second_order: Backends that have second derivatives.
@@ -146,6 +147,7 @@ class OpSpec:
     compilations: int = 2
     check_shape: Shape = ()
     error_shape: Shape = ()
+    random_most: Shape = ()
     far_shape: Shape = ()
     modules: tuple[Callable[[], torch.nn.Module], ...] = ()
     second_order: tuple[str | None, ...] = ("reference",)

@@ -82,12 +82,13 @@ def _equal(shape: Shape) -> bool:
     return shape[1] == shape[2] >= 2
 
 
+_NUMBER = bandwidth(None)
 OPTIONS = (
     Options("unbiased", fits=_pairs),
     Options("biased", just(estimator="biased")),
     Options("tllib", just(estimator="tllib"), _equal),
     Options("weights", weights(torch.float32, BOTH), _pairs),
-    Options("mask", weights(torch.bool, ("source",), estimator="biased", sigma_sq=3.0)),
+    Options("mask", weights(torch.bool, ("source",), estimator="biased", sigma_sq=_NUMBER)),
     Options("shared_sigma", just(sigma_sq=bandwidth(torch.float32, 1)), _pairs),
     Options("own_sigmas", just(sigma_sq=_own_bandwidths, estimator="biased")),
     Options("alphas", just(alphas=(0.1, 0.7, 3.0), sigma_sq=_own_bandwidths), _pairs),
@@ -233,6 +234,7 @@ MKMMD_BATCHED = OpSpec(
     make_inputs=_inputs,
     shapes=SHAPES,
     shape_text="B, n, m, D",
+    heavy=frozenset({"many_small"}),
     dtypes=DTYPES,
     options=OPTIONS,
     # Per kernel.
@@ -249,9 +251,10 @@ MKMMD_BATCHED = OpSpec(
     scale=_scale,
     gradient_sizes=_gradient_sizes,
     smooth=_smooth,
-    parallel_shapes=((64, 50, 40, 24), (3, 300, 200, 32)),
+    parallel_shapes=((16, 60, 40, 24), (3, 300, 200, 32)),
     dynamic_shapes=((3, 8, 11, 6), (5, 17, 20, 6), (4, 30, 33, 6), (6, 41, 25, 6)),
     check_shape=(2, 5, 4, 3),
     error_shape=(2, 4, 5, 3),
+    random_most=(4, 30, 30, 30),
     far_shape=(60, 5, 4, 3),
 )

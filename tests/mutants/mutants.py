@@ -1,0 +1,313 @@
+"""The planted bugs: each a replacement of text that occurs exactly once in a file.
+
+``tests/test_mutants.py`` checks that every text is still there; ``run.py`` plants them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One bug.
+
+    Attributes:
+        name: Short and unique.
+        file: Path from the root of the checkout.
+        old: Text that occurs exactly once in the file.
+        new: What replaces it.
+        tests: Selections of pytest, each its command line; tried in turn until one fails.
+        environment: Variables for the tests.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[tuple[str, ...], ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the extension has to be built again."""
+        return self.file.startswith("csrc/")
+
+
+def _select(file: str, words: str = "") -> tuple[tuple[str, ...], ...]:
+    return ((f"tests/{file}.py", *(("-k", words) if words else ())),)
+
+
+NATIVE = _select("test_op_matrix", "matches_the_reference and mkmmd and native")
+REFERENCE = _select("test_mkmmd_reference")
+DERIVATIVES = _select("test_op_policies", "gradcheck and mkmmd")
+GRAD_OUTPUT = _select("test_op_policies", "mkmmd and (grad_output or loss_scaling)")
+ERRORS = _select("test_op_policies", "bad_input and mkmmd")
+SCHEMA = _select("test_op_policies", "mkmmd and (fakes or raw_ops)")
+BITS = _select("test_op_matrix", "bits and mkmmd")
+FAR = _select("test_op_layouts", "beyond_32_bits and mkmmd")
+MASKS = _select("test_mkmmd", "mask or nan")
+GATED = _select("test_op_matrix", "matches_the_reference and gated_bce and native")
+RANKS = _select("test_op_matrix", "matches_the_reference and count_ranks")
+CATALOGUE = _select("test_op_matrix", "matches_the_reference and catalogue_loss")
+
+OP = "padkern/ops/mkmmd/op.py"
+REF = "padkern/ops/mkmmd/reference.py"
+KERNEL = "csrc/mkmmd/mkmmd_kernel.cpp"
+TERMS = "csrc/mkmmd/kernel_terms.h"
+RUN = "csrc/mkmmd/mkmmd_run.h"
+ROWS = "csrc/mkmmd/mkmmd_rows.h"
+WEIGHTS = "csrc/mkmmd/mkmmd_weights.h"
+
+PYTHON = (
+    Mutant(
+        "grad_output_ignored",
+        OP,
+        "out = saved * (grad_value if grad_value.dtype == dtype else grad_value.to(dtype))",
+        "out = saved * 1.0",
+        GRAD_OUTPUT,
+    ),
+    Mutant(
+        "cast_before_scaling",
+        OP,
+        "out = saved * (grad_value if grad_value.dtype == dtype else grad_value.to(dtype))",
+        "out = saved.to(sample.dtype).to(dtype) * grad_value.to(dtype)",
+        GRAD_OUTPUT,
+    ),
+    Mutant(
+        "second_derivative_not_refused",
+        OP,
+        "second_order = torch.is_grad_enabled() and not torch.compiler.is_compiling()",
+        "second_order = False",
+        _select("test_op_policies", "second_derivatives and mkmmd"),
+    ),
+    Mutant(
+        "fake_of_target_has_the_shape_of_source",
+        OP,
+        "target.new_empty(target.shape, dtype=dtype)",
+        "target.new_empty(source.shape, dtype=dtype)",
+        SCHEMA,
+    ),
+    Mutant(
+        "gradients_of_alphas_and_betas_swapped",
+        OP,
+        "_DIFFERENTIABLE = (0, 1, 2, 5, 6)",
+        "_DIFFERENTIABLE = (0, 1, 2, 6, 5)",
+        _select("test_op_transforms", "torch_func and mkmmd-native"),
+    ),
+    Mutant(
+        "reference_normalises_by_all_pairs",
+        REF,
+        "same.append(pairs / (total.square() - squares))",
+        "same.append(pairs / total.square())",
+        REFERENCE,
+    ),
+    Mutant(
+        "reference_counts_the_diagonal",
+        REF,
+        "off = torch.where(diagonal, torch.zeros_like(values), values)",
+        "off = values",
+        REFERENCE,
+    ),
+    Mutant(
+        "reference_forgets_betas",
+        REF,
+        "total = total + beta * kernel_profile(",
+        "total = total + 1.0 * kernel_profile(",
+        _select("test_op_policies", "gradcheck and mkmmd-native") + NATIVE,
+    ),
+    Mutant(
+        "median_zero_stays_zero",
+        REF,
+        "return torch.where(median == 0, mean, median)",
+        "return median",
+        REFERENCE,
+    ),
+    Mutant(
+        "alphas_may_be_negative",
+        "padkern/_validation.py",
+        "if not 0.0 < alpha < math.inf:  # also false for NaN",
+        "if not -math.inf < alpha < math.inf:  # also false for NaN",
+        ERRORS,
+    ),
+    Mutant(
+        "weights_of_any_length",
+        "padkern/_validation.py",
+        "if tuple(value.shape) != (sample.shape[0],):",
+        "if value.dim() != 1:",
+        ERRORS,
+    ),
+    Mutant(
+        "launcher_takes_weights_for_dense",
+        "padkern/ops/mkmmd/native.py",
+        "weight_stride = weight.stride(0)",
+        "weight_stride = 1",
+        NATIVE,
+    ),
+    Mutant(
+        "gated_gradient_scaled_only_below_one",
+        "padkern/ops/triple_expert/op.py",
+        "grad_value.item() == 1.0",
+        "grad_value.item() >= 1.0",
+        _select("test_op_policies", "gated_bce and (grad_output or loss_scaling)"),
+    ),
+    Mutant(
+        "gated_mask_by_multiplication",
+        "padkern/ops/triple_expert/reference.py",
+        "users = torch.where(valid[:, None, None], users, torch.zeros_like(users))",
+        "users = users * valid[:, None, None]",
+        _select("test_triple_expert_op", "masked"),
+    ),
+    Mutant(
+        "ties_rank_behind",
+        "padkern/ops/ranking/reference.py",
+        "ranks = 1.0 + greater.double() + 0.5 * equal.double()",
+        "ranks = 1.0 + greater.double() + equal.double()",
+        RANKS,
+    ),
+    Mutant(
+        "padding_item_is_ranked",
+        "padkern/ops/ranking/reference.py",
+        "            scores[:, 0] = torch.nan\n        scores[rows",
+        "            pass\n        scores[rows",
+        RANKS,
+    ),
+    Mutant(
+        "catalogue_loses_the_largest_logit",
+        "padkern/ops/catalogue_loss/reference.py",
+        "total += (mass.log() + top - positive)",
+        "total += (mass.log() - positive)",
+        CATALOGUE,
+    ),
+)
+
+NATIVE_CORE = (
+    Mutant(
+        "ladder_loses_a_term",
+        TERMS,
+        "constexpr int kCount = PATH == TermPath::kLadder5 ? 5 : 1;",
+        "constexpr int kCount = PATH == TermPath::kLadder5 ? 4 : 1;",
+        NATIVE,
+    ),
+    Mutant(
+        "laplacian_without_its_two",
+        TERMS,
+        "const Vec<T> root = square_root(r * T(2));",
+        "const Vec<T> root = square_root(r);",
+        NATIVE,
+    ),
+    Mutant(
+        "last_tile_column_dropped",
+        KERNEL,
+        "const int64_t vectors = (b.rows + kLanes - 1) / kLanes;",
+        "const int64_t vectors = b.rows / kLanes;",
+        NATIVE,
+    ),
+    Mutant(
+        "diagonal_counted",
+        KERNEL,
+        "if (diagonal) weights[row] = T(0);",
+        "",
+        NATIVE,
+    ),
+    Mutant(
+        "transposed_product_missing",
+        KERNEL,
+        "    if (!diagonal) {\n      tile_columns<T, 1, kLd, true>",
+        "    if (false) {\n      tile_columns<T, 1, kLd, true>",
+        NATIVE,
+    ),
+    Mutant(
+        "swapped_strides",
+        ROWS,
+        "const int64_t step = source.column_stride;",
+        "const int64_t step = source.row_stride;",
+        NATIVE,
+    ),
+    Mutant(
+        "mask_by_multiplication",
+        ROWS,
+        "    if (block.weights[i] == T(0)) {",
+        "    if (false) {",
+        MASKS,
+    ),
+    Mutant(
+        "subnormal_halves_flushed",
+        ROWS,
+        "float value = __builtin_bit_cast(float, magnitude) * 5.192296858534828e33f;",
+        "float value = magnitude < (1u << 23) ? 0.0f\n"
+        "      : __builtin_bit_cast(float, magnitude) * 5.192296858534828e33f;",
+        _select("test_op_policies", "subnormal and mkmmd-native"),
+    ),
+    Mutant(
+        "offset_of_32_bits",
+        RUN,
+        "cut_.first_row(block) * s.row_stride * size;",
+        "static_cast<int32_t>(cut_.first_row(block) * s.row_stride) * size;",
+        FAR,
+    ),
+    Mutant(
+        "bandwidth_off_by_two",
+        RUN,
+        "return 2.0 * moment / (weights_[0].sum + weights_[1].sum);",
+        "return moment / (weights_[0].sum + weights_[1].sum);",
+        NATIVE,
+    ),
+    Mutant(
+        "sums_in_single_precision",
+        RUN,
+        "      total.same += ordered * sums.kernel;",
+        "      total.same += static_cast<float>(ordered * sums.kernel);",
+        NATIVE,
+    ),
+    Mutant(
+        "biased_without_its_diagonal",
+        RUN,
+        "source_same += kernel_at_zero() * weights_[0].squares;",
+        "",
+        NATIVE,
+    ),
+    Mutant(
+        "alpha_gradients_in_sorted_order",
+        RUN,
+        "const int u = terms_.order[place];",
+        "const int64_t u = place;",
+        NATIVE,
+    ),
+    Mutant(
+        "gradient_finished_too_early",
+        RUN,
+        "      wait_for(buffers_.progress[b], seats_);\n",
+        "",
+        BITS,
+    ),
+    Mutant(
+        "pair_does_not_wait_for_its_turn",
+        RUN,
+        "    wait_for(buffers_.progress[a], round + 1);\n",
+        "",
+        BITS,
+    ),
+    Mutant(
+        "weights_normalised_by_their_sum",
+        WEIGHTS,
+        "moments[k].sum * moments[k].sum - (unbiased ? moments[k].squares : 0.0);",
+        "moments[k].sum * moments[k].sum - (unbiased ? moments[k].sum : 0.0);",
+        NATIVE,
+    ),
+    Mutant(
+        "gated_last_columns_dropped",
+        "csrc/triple_expert/gated_bce_kernel.cpp",
+        "  for (; i < dim; ++i) total += a[i] * b[i];",
+        "",
+        GATED,
+    ),
+    Mutant(
+        "gated_id_check_off_by_one",
+        "csrc/triple_expert/gated_bce_cpu.cpp",
+        "if (static_cast<uint64_t>(ids[side][i]) >= static_cast<uint64_t>(p.rows)) {",
+        "if (static_cast<uint64_t>(ids[side][i]) > static_cast<uint64_t>(p.rows)) {",
+        _select("test_op_policies", "bad_input and gated_bce and native"),
+    ),
+)
+
+MUTANTS = PYTHON + NATIVE_CORE
