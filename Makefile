@@ -48,7 +48,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
            $(shell find padkern csrc -type f \( -name '*.py' -o -name '*.html' -o -name '*.md' \
              -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.txt' \))
 
-.PHONY: help install demo test bench bench-report lint format docs gpu clean
+.PHONY: help install demo test bench bench-report lint format docs gpu mutants clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,10 @@ gpu: $(STAMPS)/bench ## check and measure what runs on a GPU
 	  $(BIN)/pytest $$suite --benchmark-only -rs $(BENCH_ARGS) $(if $(BENCH_DEVICE), \
 	    --benchmark-json=benchmarks/results/$(BENCH_DEVICE)/$$(basename $$suite .py).json); \
 	done
+
+# MUTANTS= names some of them; the default is all.
+mutants: $(STAMPS)/test ## plant bugs in a copy; the tests must notice each one
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 clean: ## remove VENV and everything built; run folders stay
 	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -147,6 +147,8 @@ def skip_peer(request):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
+    for entry in output_json["benchmarks"]:
+        entry["stats"].pop("data", None)  # every single round: megabytes that nobody reads
     output_json["machine_limits"] = _LIMITS.to_json()
     output_json["skipped"] = _SKIPPED
 

@@ -18,6 +18,7 @@ class Mutant(NamedTuple):
         new: What replaces it.
         tests: Selections of pytest, each its command line; tried in turn until one fails.
         environment: Variables for the tests.
+        needs: Package without which there is nothing to test.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Mutant(NamedTuple):
     new: str
     tests: tuple[tuple[str, ...], ...]
     environment: tuple[tuple[str, str], ...] = ()
+    needs: str = "torch"
 
     @property
     def is_native(self) -> bool:
@@ -310,4 +312,51 @@ NATIVE_CORE = (
     ),
 )
 
-MUTANTS = PYTHON + NATIVE_CORE
+# In Triton's interpreter; the kernels have to be right before a GPU can make them anything else.
+_INTERPRET = (("TRITON_INTERPRET", "1"),)
+
+
+def _triton(name: str, file: str, old: str, new: str, words: str) -> Mutant:
+    tests = _select("test_mkmmd_triton", words)
+    return Mutant(name, f"padkern/ops/mkmmd/{file}", old, new, tests, _INTERPRET, "triton")
+
+
+TRITON = (
+    _triton(
+        "triton_counts_padding_columns",
+        "triton_pack.py",
+        "norm = tl.where(row < rows, norm * scale, FAR)",
+        "norm = norm * scale",
+        "test_shapes",
+    ),
+    _triton(
+        "triton_counts_the_diagonal",
+        "triton_kernels.py",
+        "return tl.where(row[:, None] == column[None, :], 0.0, x)",
+        "return x",
+        "test_shapes",
+    ),
+    _triton(
+        "triton_loses_a_kernel",
+        "triton_common.py",
+        "for u in tl.static_range(1, COUNT):",
+        "for u in tl.static_range(2, COUNT):",
+        "test_shapes",
+    ),
+    _triton(
+        "triton_counts_pairs_once",
+        "triton_kernels.py",
+        "factor *= 2  # a tile on the diagonal",
+        "factor *= 1  # a tile on the diagonal",
+        "test_shapes",
+    ),
+    _triton(
+        "triton_reads_masked_rows",
+        "triton_common.py",
+        "mask=used[:, None] & (column < dim)[None, :]",
+        "mask=valid[:, None] & (column < dim)[None, :]",
+        "masked_rows",
+    ),
+)
+
+MUTANTS = PYTHON + NATIVE_CORE + TRITON

@@ -10,6 +10,7 @@ mutant survives, does not apply or does not build.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -18,8 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-from mutants import MUTANTS, Mutant
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # A planted bug may well make a test wait forever. The limit of one test ends the process from a
@@ -27,6 +27,17 @@ ROOT = Path(__file__).resolve().parents[2]
 TEST_SECONDS = 60
 RUN_SECONDS = 900
 BUILT = ("*.so", "__pycache__", "build", ".git", ".venv*", "runs", "*.egg-info", "_build")
+
+
+def load_mutants() -> tuple[Any, ...]:
+    """The definitions beside this file, also where Python does not search its folder."""
+    path = Path(__file__).with_name("mutants.py")
+    spec = importlib.util.spec_from_file_location("padkern_mutants", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.MUTANTS
 
 
 class Failure(Exception):
@@ -78,7 +89,7 @@ def _call(command: list[str], tree: Path) -> None:
         raise Failure(f"{command[0]} failed:\n{(done.stdout + done.stderr)[-3000:]}")
 
 
-def run_tests(tree: Path, mutant: Mutant | None, selections: list[tuple[str, ...]]) -> str:
+def run_tests(tree: Path, mutant: Any, selections: list[tuple[str, ...]]) -> str:
     """Runs the selections until a test fails.
 
     Returns:
@@ -88,7 +99,7 @@ def run_tests(tree: Path, mutant: Mutant | None, selections: list[tuple[str, ...
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-rfE"]
         command += ["-p", "no:cacheprovider", f"--timeout={TEST_SECONDS}"]
         command += ["--timeout-method=thread", *selection]
-        environment = _environment(tree) | (dict(mutant.environment) if mutant else {})
+        environment = _environment(tree) | dict(mutant.environment)
         try:
             done = subprocess.run(
                 command,
@@ -113,7 +124,7 @@ def run_tests(tree: Path, mutant: Mutant | None, selections: list[tuple[str, ...
     return ""
 
 
-def plant(tree: Path, mutant: Mutant) -> str:
+def plant(tree: Path, mutant: Any) -> str:
     """Replaces the one occurrence of the mutant's text; returns the file's clean text."""
     path = tree / mutant.file
     clean = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -124,7 +135,7 @@ def plant(tree: Path, mutant: Mutant) -> str:
     return clean
 
 
-def check_clean(tree: Path, mutants: list[Mutant]) -> None:
+def check_clean(tree: Path, mutants: list[Any]) -> None:
     """The copy's own package is the one under test, and its tests pass."""
     where = subprocess.run(
         [sys.executable, "-c", "import padkern; print(padkern.__file__)"],
@@ -132,7 +143,7 @@ def check_clean(tree: Path, mutants: list[Mutant]) -> None:
     )
     if str(tree) not in where.stdout:
         raise Failure(f"the tests would import {where.stdout.strip()}, not the copy")
-    seen: dict[tuple[str, ...], Mutant] = {}
+    seen: dict[tuple[str, ...], Any] = {}
     for mutant in mutants:
         for selection in mutant.tests:
             seen.setdefault((*selection, str(mutant.environment)), mutant)
@@ -148,11 +159,16 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="mutants to run; all without names")
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout to copy")
     arguments = parser.parse_args()
+    every = load_mutants()
     names = [name for word in arguments.names for name in word.split(",") if name]
-    unknown = set(names) - {mutant.name for mutant in MUTANTS}
+    unknown = set(names) - {mutant.name for mutant in every}
     if unknown:
         parser.error(f"unknown mutants: {', '.join(sorted(unknown))}")
-    mutants = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    mutants = [mutant for mutant in every if not names or mutant.name in names]
+    missing = {name: importlib.util.find_spec(name) is None for name in {m.needs for m in mutants}}
+    for mutant in [m for m in mutants if m.needs and missing[m.needs]]:
+        print(f"{mutant.name}: not run, {mutant.needs} is not installed")
+        mutants.remove(mutant)
     # Python first, then C++ file by file: each change of file compiles that file twice.
     mutants.sort(key=lambda mutant: (mutant.is_native, mutant.file))
 

@@ -133,6 +133,7 @@ def tile_distances(
 
 @triton.jit
 def off_diagonal(x, row_local, local, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """x with 0 where a row meets itself."""
     row = row_local + tl.arange(0, BLOCK_M)
     column = local + tl.arange(0, BLOCK_N)
     return tl.where(row[:, None] == column[None, :], 0.0, x)
