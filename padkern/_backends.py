@@ -117,15 +117,18 @@ def resolve_backend(backend: str, why_not: Callable[[], str | None]) -> str:
 
 
 def choose_backend(
-    backend: str, names: tuple[str, ...], candidates: dict[str, Callable[[], str | None]]
+    backend: str,
+    names: tuple[str, ...],
+    candidates: dict[str, Callable[[], str | None]],
+    automatic: tuple[str, ...] | None = None,
 ) -> str:
     """Returns the backend to run.
 
     Args:
         backend: What the caller asked for. A named backend never falls back.
         names: Every name that is a backend of this op, "auto" and "reference" among them.
-        candidates: For each other backend that may run, in the order "auto" tries them, a function
-            that gives the reason against it, or None.
+        candidates: For each other backend a function that gives the reason against it, or None.
+        automatic: Those that "auto" tries, in this order; all candidates by default.
 
     Raises:
         ValueError: The name is unknown.
@@ -141,8 +144,8 @@ def choose_backend(
             raise RuntimeError(f"backend={backend!r} cannot be used: {reason}")
         return backend
     reasons = []
-    for name, why_not in candidates.items():
-        reason = why_not()
+    for name in candidates if automatic is None else automatic:
+        reason = candidates[name]()
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")

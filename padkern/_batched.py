@@ -61,6 +61,7 @@ def _choose(backend: str, batch: Batch) -> str:
             "native": lambda: fused(_backends.why_not_native),
             "triton": lambda: fused(_backends.why_not_triton),
         },
+        automatic=("native",),
     )
 
 

@@ -172,7 +172,8 @@ def _choose(
         {
             "native": lambda: fused(_backends.why_not_native),
             "triton": lambda: fused(_backends.why_not_triton),
-            # Not yet timed against Triton on a GPU: taken only by name, or where that is missing.
             "cuda": lambda: fused(_backends.why_not_cuda),
         },
+        # What no GPU has run yet is taken only by name.
+        automatic=("native",),
     )

@@ -168,6 +168,7 @@ def check_call(
             "triton": lambda: _backends.why_not_triton(*tensors),
             "cuda": lambda: _backends.why_not_cuda(*tensors),
         },
+        automatic=("native",),
     )
     return Call(
         source,

@@ -267,15 +267,15 @@ def product_kernel(
         row_sum = tl.zeros([BLOCK_M], dtype)
         value = tl.full((), 0.0, tl.float64)
         bend = tl.full((), 0.0, tl.float64)
-        out = out_ptr + (first_row + panel_row).to(tl.int64) * 2
+        sums = out_ptr + (first_row + panel_row).to(tl.int64) * 2
         if first_column > 0:
             row_sum = tl.load(row_sum_ptr + row_base + row)
-            value = tl.load(out)
-            bend = tl.load(out + 1)
+            value = tl.load(sums)
+            bend = tl.load(sums + 1)
         for column in range(0, columns):
             row_sum += tl.load(panel_sum_ptr + (column * height + panel_row) * BLOCK_M + row)
             value += tl.load(panel_out_ptr + (panel_row * breadth + column) * 2)
             bend += tl.load(panel_out_ptr + (panel_row * breadth + column) * 2 + 1)
         tl.store(row_sum_ptr + row_base + row, row_sum)
-        tl.store(out, value)
-        tl.store(out + 1, bend)
+        tl.store(sums, value)
+        tl.store(sums + 1, bend)
