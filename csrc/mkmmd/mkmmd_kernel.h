@@ -67,7 +67,7 @@ struct MkmmdKernels {
                       T* row, double* sums);
   // Centres and packs one block; returns sum_i w_i |z_i|^2.
   double (*pack)(const MkmmdRows& source, int64_t dim, int64_t point_stride, const double* origin,
-                 const double* mean, T* row, const MkmmdBlock<T>& block);
+                 const double* mean, const MkmmdScratch<T>& scratch, const MkmmdBlock<T>& block);
   // All pairs of two blocks, or the ordered pairs i != j of one (diagonal). With gradient, adds
   // C_ij = factor w_i w_j sum_u slope_u h_u to row_sum and C z to products, on both sides.
   void (*pair)(const MkmmdBlock<T>& a, const MkmmdBlock<T>& b, bool diagonal, int64_t dim,

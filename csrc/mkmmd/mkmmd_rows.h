@@ -132,7 +132,8 @@ void transpose_panels(const T* points, int64_t rows, int64_t dim, int64_t point_
 
 template <class T>
 double pack(const MkmmdRows& source, int64_t dim, int64_t point_stride, const double* origin,
-            const double* mean, T* row, const MkmmdBlock<T>& block) {
+            const double* mean, const MkmmdScratch<T>& scratch, const MkmmdBlock<T>& block) {
+  T* row = scratch.row;
   constexpr int kWidth = kTileWidth<T>;
   constexpr int kLanes = Simd<T>::kLanes;
   const Groups groups(point_stride / kLanes);
@@ -162,7 +163,6 @@ double pack(const MkmmdRows& source, int64_t dim, int64_t point_stride, const do
       part[0] += static_cast<double>(row[d]) * static_cast<double>(row[d]);
     }
     const double square = (part[0] + part[1]) + (part[2] + part[3]);
-    block.squares[i] = static_cast<T>(square);
     moment += static_cast<double>(block.weights[i]) * square;
     for (int64_t g = 0; g < groups.count; ++g) {
       const int64_t first = groups.first_vector(g), last = groups.first_vector(g + 1);
@@ -170,9 +170,14 @@ double pack(const MkmmdRows& source, int64_t dim, int64_t point_stride, const do
       for (int64_t v = first; v < last; ++v, out += kLanes) store(out, load(row + v * kLanes));
     }
   }
-  for (int64_t i = block.rows; i < padded; ++i) block.squares[i] = T(0);
-  if (block.panels != nullptr) {
-    transpose_panels<T>(block.points, block.rows, dim, point_stride, block.panels);
+  T* panels = block.panels != nullptr ? block.panels : scratch.panels[0];
+  transpose_panels<T>(block.points, block.rows, dim, point_stride, panels);
+  // Norms added up as the Gram product adds: identical rows are then at distance 0 exactly.
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const T* in = panels + i / kWidth * kWidth * dim + i % kWidth;
+    Vec<T> square = {};
+    for (int64_t d = 0; d < dim; ++d, in += kWidth) square += load(in) * load(in);
+    store(block.squares + i, square);
   }
   return moment;
 }

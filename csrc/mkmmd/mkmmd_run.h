@@ -151,7 +151,7 @@ class MkmmdRun {
       wait_for(ready_, 1);
       const int64_t b = ticket - count;
       buffers_.sums[b].moment = kernels_.pack(rows(b), cut_.dim, cut_.point_stride, buffers_.origin,
-                                              buffers_.mean, scratch.row, block(b));
+                                              buffers_.mean, scratch, block(b));
       if (packed_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
         prepare_pairs();
         ready_.store(2, std::memory_order_release);

@@ -152,6 +152,7 @@ class _MkmmdFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output[1:], *(inputs[i] for i in _DIFFERENTIABLE))
 
     @staticmethod
