@@ -26,36 +26,30 @@ constexpr int kTileVecs = 2;
 template <class T>
 constexpr int kTileWidth = kTileVecs * Simd<T>::kLanes;
 
-// Memory that a later product will read, fetched while this one computes: `step` bytes per unit of
-// depth, spread over all tiles of the product. Operands come from the last-level cache otherwise,
-// one demand miss at a time.
+// Two places that later products will read, fetched while this one computes: `step` and `also_step`
+// bytes per unit of depth, spread over all tiles of the product. Operands come from the last-level
+// cache otherwise, one demand miss at a time.
 struct Ahead {
   const char* next = nullptr;
   int64_t step = 0;
+  const char* also = nullptr;
+  int64_t also_step = 0;
 };
 
-// c[i, :] (+)= sum_k a[i * ROW_STEP + k * DEPTH_STEP] b[k * ldb, :]
+// c[i, :] (+)= sum_k a[i * ROW_STEP + k * DEPTH_STEP] b[k * ldb, :]. The sum is taken on its own
+// and added to c last, so that rounding grows with the depth of one call, not with what c holds.
 template <class T, int ROWS, int VECS, int ROW_STEP, int DEPTH_STEP, bool ACCUMULATE>
 PADKERN_INLINE void tile(int64_t depth, const T* a, const T* b, int64_t ldb, T* c, int64_t ldc,
                          Ahead* ahead) {
   constexpr int kLanes = Simd<T>::kLanes;
-  if (ACCUMULATE) {
-    // The rows of c that the next tile starts from.
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 3
-      for (int v = 0; v < VECS; ++v) __builtin_prefetch(c + (ROWS + i) * ldc + v * kLanes, 1);
-    }
-  }
-  const char* fetch = ahead->next;
-  Vec<T> sum[ROWS][VECS];
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 3
-    for (int v = 0; v < VECS; ++v) {
-      sum[i][v] = ACCUMULATE ? load(c + i * ldc + v * kLanes) : Vec<T>{};
-    }
+    for (int v = 0; v < VECS; ++v) __builtin_prefetch(c + i * ldc + v * kLanes, 1);
   }
+  const char* fetch = ahead->next;
+  const char* also = ahead->also;
+  Vec<T> sum[ROWS][VECS] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> right[VECS];
 #pragma GCC unroll 3
@@ -68,14 +62,20 @@ PADKERN_INLINE void tile(int64_t depth, const T* a, const T* b, int64_t ldb, T* 
     }
     __builtin_prefetch(fetch, 0, 2);
     fetch += ahead->step;
+    __builtin_prefetch(also, 0, 2);
+    also += ahead->also_step;
     a += DEPTH_STEP;
     b += ldb;
   }
   ahead->next = fetch;
+  ahead->also = also;
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 3
-    for (int v = 0; v < VECS; ++v) store(c + i * ldc + v * kLanes, sum[i][v]);
+    for (int v = 0; v < VECS; ++v) {
+      T* out = c + i * ldc + v * kLanes;
+      store(out, ACCUMULATE ? load(out) + sum[i][v] : sum[i][v]);
+    }
   }
 }
 

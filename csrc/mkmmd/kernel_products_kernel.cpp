@@ -11,8 +11,9 @@ namespace PADKERN_ISA_NAMESPACE {
 namespace {
 
 constexpr int kN = kProductRows;
-// Depth of one step of the Gram product: two panels of this depth stay near the core.
-constexpr int64_t kDepth = 128;
+// Depth of one step of the Gram product: two panels of this depth stay near the core, and no more
+// terms than this are rounded together (equal columns are rounded in the same direction).
+constexpr int64_t kDepth = 32;
 // Vectors of columns whose subset sums fit a lane, and what they are flushed after.
 constexpr int kLaneVectors = 21;
 
@@ -41,19 +42,13 @@ template <class T>
 void gram_part(const T* a, int64_t first_row, int64_t rows, const T* b, int64_t first_column,
                int vectors, int64_t dim, T* out) {
   constexpr int kWidth = kTileWidth<T>;
-  constexpr int kLanes = Simd<T>::kLanes;
   const T* left = a + first_row / kWidth * kWidth * dim + first_row % kWidth;
   const T* right = b + first_column / kWidth * kWidth * dim + first_column % kWidth;
   const int64_t depth = dim < kDepth ? dim : kDepth;
   tile_columns<T, 1, kWidth, false>(vectors, rows, depth, left, right, kWidth, out, kN);
-  // Steps are summed on their own first, which keeps rounding small.
-  alignas(64) T step[kWidth * kN];
   for (int64_t d = kDepth; d < dim; d += kDepth) {
-    tile_columns<T, 1, kWidth, false>(vectors, rows, dim - d < kDepth ? dim - d : kDepth,
-                                      left + d * kWidth, right + d * kWidth, kWidth, step, kN);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < vectors * kLanes; ++j) out[i * kN + j] += step[i * kN + j];
-    }
+    tile_columns<T, 1, kWidth, true>(vectors, rows, dim - d < kDepth ? dim - d : kDepth,
+                                     left + d * kWidth, right + d * kWidth, kWidth, out, kN);
   }
 }
 
@@ -115,7 +110,7 @@ __attribute__((noinline)) void terms_in_place(const ProductBlock<T>& a, const Pr
       const Vec<T> squares = load(b.squares + j) + square;
       const Vec<T> d = squared_distance<T>(squares, load(line + j), root);
       Vec<T> kernel, slope;
-      kernel_terms<T, PATH, SLOPE>(terms, d, &kernel, &slope);
+      kernel_terms<T, PATH, SLOPE>(terms, rate, d, &kernel, &slope);
       if (SLOPE) {
         Vec<T> out = slope * rate;
         if (power == 2) out *= T(2) * kernel;

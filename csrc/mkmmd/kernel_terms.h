@@ -71,12 +71,13 @@ inline __attribute__((always_inline)) void each_term(const MkmmdTerms<T>& terms,
   }
 }
 
-// kernel = sum_u beta_u k_u and, with GRADIENT, slope = sum_u slope_u h_u.
+// kernel = sum_u beta_u k_u and, with GRADIENT, slope = sum_u slope_u h_u. `rate` is
+// -terms.inverse_scale[0], which a loop that stores cannot keep in a register by itself.
 template <class T, TermPath PATH, bool GRADIENT>
-inline __attribute__((always_inline)) void kernel_terms(const MkmmdTerms<T>& terms, Vec<T> d,
-                                                        Vec<T>* kernel, Vec<T>* slope) {
+inline __attribute__((always_inline)) void kernel_terms(const MkmmdTerms<T>& terms, T rate,
+                                                        Vec<T> d, Vec<T>* kernel, Vec<T>* slope) {
   if (PATH == TermPath::kLadder5 || PATH == TermPath::kSingle) {
-    Vec<T> e = exp_scaled(d, -terms.inverse_scale[0]);
+    Vec<T> e = exp_scaled(d, rate);
     *kernel = e;
     if (GRADIENT) *slope = e;
     constexpr int kCount = PATH == TermPath::kLadder5 ? 5 : 1;

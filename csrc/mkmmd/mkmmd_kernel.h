@@ -49,10 +49,10 @@ struct MkmmdRows {
 // What one worker needs for itself.
 template <class T>
 struct MkmmdScratch {
-  T* tile;       // [kMkmmdTileRows, kMkmmdTileStride]
-  T* row;        // [point_stride]
-  T* panels[2];  // [padded rows, dim] each, used when blocks have no panels
-  T* products;   // [block rows, point_stride]
+  T* tile;      // [kMkmmdTileRows, kMkmmdTileStride]
+  T* row;       // [point_stride]
+  T* panels;    // [padded rows, dim], used when blocks have no panels
+  T* products;  // [block rows, point_stride]
 };
 
 template <class T>

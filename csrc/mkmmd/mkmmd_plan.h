@@ -134,9 +134,7 @@ int64_t lay_out_scratch(void* base, const Cut& cut, bool gradient, MkmmdScratch<
   scratch->tile = space.take<T>(std::min<int64_t>(gradient ? block : 48, round_up(block, 8)) *
                                 kMkmmdTileStride<T>);
   scratch->row = space.take<T>(cut.point_stride);
-  if (!cut.keep_panels) {
-    for (T*& panels : scratch->panels) panels = space.take<T>(cut.padded_rows * cut.dim);
-  }
+  if (!cut.keep_panels) scratch->panels = space.take<T>(cut.padded_rows * cut.dim);
   if (gradient && !cut.own_products) scratch->products = space.take<T>(block * cut.point_stride);
   return space.used();
 }

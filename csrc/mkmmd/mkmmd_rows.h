@@ -8,9 +8,6 @@
 namespace padkern {
 namespace PADKERN_ISA_NAMESPACE {
 
-// Depth of one step of the Gram product: a panel of this depth stays in the first-level cache.
-constexpr int64_t kGramDepth = 128;
-
 // Even groups of columns: group g of `vectors` vectors starts at vector first_vector(g).
 struct Groups {
   int64_t vectors;
@@ -170,13 +167,20 @@ double pack(const MkmmdRows& source, int64_t dim, int64_t point_stride, const do
       for (int64_t v = first; v < last; ++v, out += kLanes) store(out, load(row + v * kLanes));
     }
   }
-  T* panels = block.panels != nullptr ? block.panels : scratch.panels[0];
+  T* panels = block.panels != nullptr ? block.panels : scratch.panels;
   transpose_panels<T>(block.points, block.rows, dim, point_stride, panels);
   // Norms added up as the Gram product adds: identical rows are then at distance 0 exactly.
   for (int64_t i = 0; i < padded; i += kLanes) {
     const T* in = panels + i / kWidth * kWidth * dim + i % kWidth;
     Vec<T> square = {};
-    for (int64_t d = 0; d < dim; ++d, in += kWidth) square += load(in) * load(in);
+    int64_t d = 0;
+    for (int64_t g = 0; g < groups.count; ++g) {
+      const int64_t last = groups.first_vector(g + 1) * kLanes;
+      const int64_t end = last < dim ? last : dim;
+      Vec<T> step = {};
+      for (; d < end; ++d, in += kWidth) step += load(in) * load(in);
+      square = g == 0 ? step : square + step;
+    }
     store(block.squares + i, square);
   }
   return moment;

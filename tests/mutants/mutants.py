@@ -200,15 +200,29 @@ NATIVE_CORE = (
     Mutant(
         "last_tile_column_dropped",
         KERNEL,
-        "const int64_t vectors = (b.rows + kLanes - 1) / kLanes;",
-        "const int64_t vectors = b.rows / kLanes;",
+        "const int64_t vectors = (in.b.rows + kLanes - 1) / kLanes;",
+        "const int64_t vectors = in.b.rows / kLanes;",
         NATIVE,
     ),
     Mutant(
         "diagonal_counted",
         KERNEL,
-        "if (diagonal) weights[row] = T(0);",
+        "weights[first + i] = T(0);",
         "",
+        NATIVE,
+    ),
+    Mutant(
+        "rows_of_four_share_one_square",
+        KERNEL,
+        "squares + row_square[i]",
+        "squares + row_square[0]",
+        NATIVE,
+    ),
+    Mutant(
+        "last_group_of_columns_missing_from_the_gram_product",
+        KERNEL,
+        "const int64_t steps = panels * groups.count;",
+        "const int64_t steps = panels * (groups.count > 1 ? groups.count - 1 : 1);",
         NATIVE,
     ),
     Mutant(

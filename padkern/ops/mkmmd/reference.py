@@ -42,10 +42,17 @@ def _pool(
     return torch.where(used, shifted - mean, 0), weights, total
 
 
+# Columns whose products are added up at a time. Some libraries add one column after the other: with
+# a thousand equal columns the rounding errors are equal too, and exceed the float32 class.
+_DEPTH = 128
+
+
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances [n, m] of the rows of a [n, D] and b [m, D], never negative."""
     squares = a.square().sum(1)[:, None] + b.square().sum(1)[None, :]
-    distances = squares - 2 * (a @ b.T)
+    distances = squares
+    for left, right in zip(a.split(_DEPTH, 1), b.split(_DEPTH, 1), strict=True):
+        distances = distances - 2 * (left @ right.T)
     # Rounding may give a small negative value. Shift it without touching the derivatives.
     return distances + (distances.clamp(min=0) - distances).detach()
 
@@ -147,6 +154,15 @@ def kernel_sum(
     return torch.where(regular, total, degenerate)
 
 
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(dtype=torch.float64)
+
+
+def _weighted_sum(values: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """sum_ij left_i values_ij right_j in float64."""
+    return _sum(left[:, None] * values * right[None, :])
+
+
 def mkmmd_loss_ref(
     source: Tensor,
     target: Tensor,
@@ -181,11 +197,13 @@ def mkmmd_loss_ref(
     def kernels(a: Tensor, b: Tensor) -> Tensor:
         return kernel_sum(kernel_distances(a, b, kernel), alphas, bandwidth, kernel, betas)
 
-    # A NaN in any row must reach the loss, as it does in the closed-form bandwidth.
+    # A NaN in any row must reach the loss, as it does in the closed-form bandwidth. The loss is a
+    # small difference of means: they are added up, and subtracted, in double precision.
     x, y = points[:n], points[n:]
     wx, wy = weights[:n], weights[n:]
+    cross = _weighted_sum(kernels(x, y), wx, wy)
     if estimator == "cross":
-        return wx @ kernels(x, y) @ wy
+        return cross.to(dtype)
     # The diagonal's value is known: it is added or left out, never computed.
     nothing = torch.zeros((), dtype=dtype, device=device)
     at_zero = kernel_sum(nothing, alphas, bandwidth, kernel, betas)
@@ -194,14 +212,13 @@ def mkmmd_loss_ref(
         values = kernels(rows, rows)
         diagonal = torch.eye(rows.shape[0], dtype=torch.bool, device=device)
         off = torch.where(diagonal, torch.zeros_like(values), values)
-        total, squares = weight.sum(), weight.square().sum()
-        pairs = weight @ off @ weight
+        total, squares = _sum(weight), _sum(weight.square())
+        pairs = _weighted_sum(off, weight, weight)
         if estimator == "biased":
             same.append((pairs + at_zero * squares) / total.square())
         else:
             same.append(pairs / (total.square() - squares))
-    cross = wx @ kernels(x, y) @ wy
-    loss = same[0] + same[1] - 2 * cross / (wx.sum() * wy.sum())
+    loss = same[0] + same[1] - 2 * cross / (_sum(wx) * _sum(wy))
     if estimator == "tllib":
         loss = loss + 2 / (n - 1)
-    return loss
+    return loss.to(dtype)

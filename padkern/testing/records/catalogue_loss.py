@@ -98,4 +98,5 @@ CATALOGUE_LOSS = OpSpec(
     check_shape=(7, 11, 5),
     error_shape=(4, 5, 3),
     second_order=(),
+    plain_torch=True,
 )
