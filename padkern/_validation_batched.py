@@ -214,7 +214,7 @@ def _check_cuts(
         ("source", source_offsets, source.shape[0]),
         ("target", target_offsets, target.shape[0]),
     ):
-        cuts = offsets.detach().numpy()
+        cuts = np.asarray(offsets.tolist())  # torch.func has no numpy()
         if cuts[0] != 0:
             raise ValueError(f"{name}_offsets must start at 0, got {cuts[0]}")
         size = np.diff(cuts)

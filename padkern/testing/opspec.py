@@ -30,12 +30,14 @@ class Options(NamedTuple):
         make: Given the inputs, the keyword arguments (tensors among them).
         fits: Whether the choice is allowed at a shape.
         compiles: Whether torch.compile(fullgraph=True) is promised.
+        reference_compiles: Whether it is for the reference backend too.
     """
 
     name: str
     make: Callable[[Arguments], Arguments] = lambda inputs: {}
     fits: Callable[[Shape], bool] = lambda shape: True
     compiles: bool = True
+    reference_compiles: bool = True
 
 
 class ErrorCase(NamedTuple):
@@ -115,6 +117,7 @@ class OpSpec:
         parallel_shapes: Shapes large enough to be cut over threads.
         dynamic_shapes: Four shapes to compile for; empty where torch.compile is not promised.
         compilations: At most so many for these four: a static one and a dynamic one.
+        reference_compilations: The same for the reference backend, where that needs more.
         check_shape, error_shape: Shapes for finite differences and for error cases.
         random_most: Largest sizes of random shapes; 40 each where empty.
         far_shape: A shape of more than one block whose rows are then spread over the memory.
@@ -147,6 +150,7 @@ class OpSpec:
     parallel_shapes: tuple[Shape, ...] = ()
     dynamic_shapes: tuple[Shape, ...] = ()
     compilations: int = 2
+    reference_compilations: int = 2
     check_shape: Shape = ()
     error_shape: Shape = ()
     random_most: Shape = ()

@@ -6,11 +6,13 @@ from padkern.testing.opspec import OpSpec
 from padkern.testing.records.catalogue_loss import CATALOGUE_LOSS
 from padkern.testing.records.gated_bce import GATED_BCE
 from padkern.testing.records.mkmmd import MKMMD
+from padkern.testing.records.mkmmd_batched import MKMMD_BATCHED
 from padkern.testing.records.mkmmd_witness import MKMMD_WITNESS
 from padkern.testing.records.ranking import RANKING
 
 OP_SPECS: tuple[OpSpec, ...] = (
     MKMMD,
+    MKMMD_BATCHED,
     MKMMD_WITNESS,
     GATED_BCE,
     CATALOGUE_LOSS,
