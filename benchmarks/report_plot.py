@@ -104,14 +104,15 @@ def plot(suite: Suite, path: Path) -> None:
         groups.append(("best torch by hand", by_hand, COLOURS["strips"]))
     _bars(ratios, groups, "×")
     ratios.axvline(1, color="#333333", linewidth=0.8)
-    ratios.set_title("time of a peer / time of padkern")
+    ratios.set_title("peer / padkern")
     if any(any(values) for _, values, _ in groups):
         below = (0.5, -0.35 / height)
         ratios.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=below)
     share = _shares(suite, [*reversed(cases)])
     _bars(shares, [("", share, COLOURS["native"])], "%")
-    shares.set_xlim(0, 100)
-    shares.set_title("padkern, % of the machine's limit")
+    shares.set_xlim(0, 1.25 * max(100.0, *(number or 0.0 for number in share)))
+    shares.axvline(100, color="#333333", linewidth=0.8)
+    shares.set_title("padkern, % of the limit")
     _dots(memory, rows, lambda entry: entry.info.get("peak_extra_mib"))
     memory.set_title("peak extra memory, MiB")
     for axes in grid:
