@@ -189,8 +189,8 @@ def _mkmmd_section(suite: Suite, picture: Path | None) -> list[str]:
         "*Best torch by hand*: padkern's own plan written in torch strips. *Of sgemm*: useful "
         "GFLOP/s over the better of the two float32 product rates at that width. *Of limit*: the "
         "products at that rate plus one exponential per pair, over the time (on a GPU: the "
-        "roofline). On a CPU these are torch's own rates: above 100 % means that padkern's products "
-        "run faster than torch's. *Memory kept*: malloc told to keep freed memory, for all alike.",
+        "roofline). On a CPU these are torch's own rates: above 100 % padkern's products are the "
+        "faster ones. *Memory kept*: malloc told to keep freed memory, for all alike.",
         "",
         "## Forward + backward",
         "",
