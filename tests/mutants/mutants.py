@@ -365,11 +365,11 @@ TRITON = (
         "test_shapes",
     ),
     _triton(
-        "triton_reads_masked_rows",
+        "triton_takes_the_weights_of_the_first_problem",
         "triton_common.py",
-        "mask=used[:, None] & (column < dim)[None, :]",
-        "mask=valid[:, None] & (column < dim)[None, :]",
-        "masked_rows",
+        "weight = tl.load(weight_ptr + position * stride_weight, mask=valid, other=0)",
+        "weight = tl.load(weight_ptr + row * stride_weight, mask=valid, other=0)",
+        "ragged or batch",
     ),
 )
 
