@@ -19,6 +19,10 @@
 
 namespace py = pybind11;
 
+namespace padkern {
+void bind_batch_plan(py::module_& m);  // batch_plan/bindings.cpp
+}
+
 namespace {
 
 template <class P>
@@ -315,4 +319,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("kernel_quadratic_cpu", &kernel_quadratic_cpu);
   m.def("kernel_apply_cpu", &kernel_apply_cpu);
   m.def("draw_memberships_cpu", &draw_memberships_cpu);
+  padkern::bind_batch_plan(m);
 }

@@ -127,11 +127,12 @@ def test_links_lead_somewhere(name):
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     results = []
+    names: dict[str, object] = {}  # a block may go on where the one before ended
     for block in blocks:
-        names: dict[str, object] = {}
         exec(compile(block, "README.md", "exec"), names)
-        results.append(names)
-    library, samples = results
+        results.append(dict(names))
+    library, training, samples = results
+    assert training["loss"].isfinite()
     assert library["best"].shape == (2, 10)
     assert library["text"].grad is not None
     assert 0 < samples["p"] <= 1

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from padkern import TripleExpert
-from padkern.data.batch import NegativeSampler, TrainBatches, pack, pack_ragged, unpad
+from padkern.data.batch import pack, pack_ragged, unpad
 from padkern.data.dataset import Ragged
+from padkern.data.plan import BatchPlanner, PlanSource, TrainBatches
 from padkern.models.build import build_expert
 from padkern.models.expert import ItemTower, RecencyPool
 from padkern.models.sasrec import SASRec
@@ -196,6 +197,35 @@ def test_loss_equals_its_definition(kind):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11, msg=name)
 
 
+@pytest.mark.parametrize("language", ["text_space", "projected"])
+@pytest.mark.parametrize("hide", [False, True])
+def test_loss_of_a_plan_equals_that_of_the_whole_catalogue(language, hide):
+    """Vectors of the batch's items alone give the same loss and gradients as all vectors."""
+    model = make_triple(language=language, dropout=0.0, text_layers=1).double()
+    source = PlanSource(train_rows(), num_items=N, max_len=L, item_bins=make_bins().numpy())
+    plan = BatchPlanner(source, negatives=3, seed=1).plan(np.array([1, 4, 6]), 0)
+    hidden = None
+    if hide:
+        hidden = torch.zeros(N + 1, dtype=torch.bool)
+        hidden[plan.unique[::2]] = True
+    losses = [
+        model.loss(plan.inputs, plan.targets, negatives=plan.negatives, hidden=hidden),
+        model.plan_loss(plan, hidden=hidden),
+    ]
+    assert abs(losses[0] - losses[1]) < 1e-12
+    parameters = dict(model.named_parameters())
+    left, right = (
+        torch.autograd.grad(loss, list(parameters.values()), allow_unused=True) for loss in losses
+    )
+    compared = 0
+    for name, one, two in zip(parameters, left, right, strict=True):
+        assert (one is None) == (two is None), name
+        if one is not None:
+            assert (one - two).norm() <= 1e-10 * max(float(one.norm()), 1e-3), name
+            compared += 1
+    assert compared > 20
+
+
 def test_recency_pool_starts_as_decayed_sum():
     pool = RecencyPool(L, 0.5).double()
     packed = pack_ragged(Ragged.from_lists([[1, 2, 3], [4]]), L)
@@ -281,9 +311,13 @@ def train_rows() -> Ragged:
     return Ragged.from_lists([rng.integers(1, N + 1, size=n) for n in (2, 5, 1, 9, 3, 0, 4)])
 
 
+def plan_source(train: Ragged) -> PlanSource:
+    return PlanSource(train, num_items=N, max_len=L)
+
+
 def test_batches_visit_every_user_once_with_shifted_targets():
     train = train_rows()
-    batches = TrainBatches(train, batch_size=2, max_len=L, seed=1, phase="p")
+    batches = TrainBatches(plan_source(train), batch_size=2, seed=1, phase="p")
     seen = []
     for batch in batches.epoch(0):
         offsets = batch.inputs.offsets
@@ -299,24 +333,9 @@ def test_batches_visit_every_user_once_with_shifted_targets():
 
 def test_batch_order_depends_on_seed_phase_and_epoch_alone():
     def order(seed=1, phase="p", epoch=0):
-        batches = TrainBatches(train_rows(), batch_size=2, max_len=L, seed=seed, phase=phase)
+        batches = TrainBatches(plan_source(train_rows()), batch_size=2, seed=seed, phase=phase)
         return [u for b in batches.epoch(epoch) for u in b.users.tolist()]
 
     assert order() == order()
     others = [order(seed=2), order(phase="q"), order(epoch=1)]
     assert all(o != order() for o in others)
-
-
-def test_negatives_avoid_the_users_items_and_unseen_items():
-    train = Ragged.from_lists([[1, 2, 3, 4], [5, 6, 7], [1, 2, 3, 4, 5, 6, 7]])
-    batches = TrainBatches(train, batch_size=3, max_len=L, seed=1, phase="p")
-    candidates = np.arange(1, 8)
-    sampler = NegativeSampler(train, candidates, N, seed=3, phase="p")
-    batch = batches.batch(np.array([0, 1, 2]))
-    draws = sampler.draw(batch, 50, step=4)
-    owner = np.repeat(batch.users, np.diff(batch.inputs.offsets.numpy()))
-    for user in (0, 1):
-        assert not set(draws[owner == user].flatten().tolist()) & set(train.row(user).tolist())
-    assert set(draws.flatten().tolist()) <= set(candidates.tolist())
-    assert torch.equal(draws, sampler.draw(batch, 50, step=4))
-    assert not torch.equal(draws, sampler.draw(batch, 50, step=5))

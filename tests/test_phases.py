@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from padkern.data.batch import TrainBatches
 from padkern.data.bins import frequency_bins
 from padkern.data.dataset import Dataset, Ragged
+from padkern.data.plan import PlanSource, TrainBatches
 from padkern.data.split import make_split
 from padkern.errors import UsageError
 from padkern.pad.config import RunConfig
@@ -29,7 +29,7 @@ SMALL, make_dataset, make_phases, run = ring.SMALL, ring.make_dataset, ring.make
 
 
 def first_batch(phases, row: str):
-    """The first training batch of a row, and the sampler that its loss reads."""
+    """The first training batch of a row, its loss and its model."""
     grabbed = {}
 
     def grab(model, batches, loss, *_args, **_kw):
@@ -91,7 +91,7 @@ def test_parity_mmd_takes_every_slot_of_positives_and_negatives():
     groups = phases._mmd_rows(batch, 0, phases.config.align)
     users = len(batch.users)
     assert [len(rows) for rows in groups] == [2 * slots * users]
-    negatives = phases._sampler.draw(batch, 1, 0)[:, 0]
+    negatives = batch.negatives[:, 0]
     want = []
     low = 0
     for user in batch.users:
@@ -117,7 +117,8 @@ def test_unique_rows_leave_out_a_group_of_one_item():
     phases = make_phases(["align.gamma=1.0"])
     _, loss, _ = first_batch(phases, "aligned")
     train = Ragged.from_lists([[5, 5, 5]])
-    batch = next(TrainBatches(train, batch_size=1, max_len=6, seed=0, phase="x").epoch(0))
+    source = PlanSource(train, num_items=len(phases.train_frequency) - 1, max_len=6)
+    batch = next(TrainBatches(source, batch_size=1, seed=0, phase="x").epoch(0))
     assert phases._mmd_rows(batch, 0, phases.config.align) == []
     assert torch.isfinite(loss(batch, 0))
 
@@ -139,13 +140,13 @@ def test_bce_draws_as_many_negatives_as_asked(monkeypatch):
     phases = make_phases(["loss.kind=bce", "loss.negatives=3"])
     batch, loss, model = first_batch(phases, "pretrain")
     seen = []
-    real = model.loss_from
+    real = model.plan_loss
 
-    def spy(*args, **kw):
-        seen.append(kw["negatives"])
-        return real(*args, **kw)
+    def spy(plan, **kw):
+        seen.append(plan.negatives)
+        return real(plan, **kw)
 
-    monkeypatch.setattr(model, "loss_from", spy)
+    monkeypatch.setattr(model, "plan_loss", spy)
     assert torch.isfinite(loss(batch, 0))
     (negatives,) = seen
     assert negatives.shape == (batch.targets.numel(), 3)

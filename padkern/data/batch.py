@@ -1,4 +1,4 @@
-"""Packed batches of sequences, and the order in which training visits them.
+"""Packed batches of sequences.
 
 A packed batch holds real tokens only: item ids of all sequences one after the other, with
 cumulative lengths. About 70 % of the slots of a padded Prime Pantry batch are padding, so packing
@@ -7,10 +7,8 @@ is where most of the training time is saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,116 +98,6 @@ def unpad(padded: Tensor) -> tuple[Tensor, Tensor]:
     return padded[mask], offsets
 
 
-@dataclass(frozen=True)
-class TrainBatch:
-    """Inputs and next-item targets of some users.
-
-    Attributes:
-        users: ``[B]`` int64 rows of the training table.
-        inputs: packed inputs, each sequence without its last item.
-        targets: ``[T]`` int64, the item after each input token.
-    """
-
-    users: np.ndarray
-    inputs: PackedSequences
-    targets: Tensor
-
-
-class TrainBatches:
-    """Shuffled training batches; the order depends on (seed, phase, epoch) alone.
-
-    Args:
-        train: training rows, one per user; rows shorter than 2 are left out.
-        batch_size: users per batch.
-        max_len: inputs per user (the last ``max_len + 1`` items of a row are used).
-        seed: root of the order.
-        phase: name of the phase, so that phases see different orders.
-    """
-
-    def __init__(
-        self, train: Ragged, *, batch_size: int, max_len: int, seed: int, phase: str
-    ) -> None:
-        self.rows = np.flatnonzero(train.lengths >= 2)
-        self.window = train.tail(max_len + 1)
-        self.batch_size = batch_size
-        self.max_len = max_len
-        self.seed = seed
-        self.phase = phase
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def epoch(self, epoch: int) -> Iterator[TrainBatch]:
-        order = np.random.default_rng(stream_key(self.seed, self.phase, "order", epoch))
-        users = order.permutation(self.rows)
-        for start in range(0, len(users), self.batch_size):
-            yield self.batch(users[start : start + self.batch_size])
-
-    def batch(self, users: np.ndarray) -> TrainBatch:
-        part = self.window.take(users)
-        lengths = part.lengths
-        last = part.offsets[1:] - 1
-        first = part.offsets[:-1]
-        keep_input = np.ones(len(part.values), dtype=bool)
-        keep_input[last] = False
-        keep_target = np.ones(len(part.values), dtype=bool)
-        keep_target[first] = False
-        offsets = np.zeros(len(users) + 1, dtype=np.int64)
-        np.cumsum(lengths - 1, out=offsets[1:])
-        inputs = pack(
-            torch.from_numpy(part.values[keep_input]), torch.from_numpy(offsets), self.max_len
-        )
-        return TrainBatch(users, inputs, torch.from_numpy(part.values[keep_target]))
-
-
 def stream_key(*parts: int | str) -> list[int]:
     """Integers that seed one named random stream; strings count by their bytes."""
     return [p if isinstance(p, int) else int.from_bytes(p.encode()[:8], "little") for p in parts]
-
-
-class NegativeSampler:
-    """Uniform negatives that are never one of the user's training items.
-
-    The draws of a step depend on (seed, phase, step) alone.
-
-    Args:
-        train: training rows, one per user.
-        candidates: sorted item ids to draw from (``clean``: items seen in training).
-        num_items: catalogue size N.
-        seed: root of the draws.
-        phase: name of the phase.
-
-    Raises:
-        ValueError: fewer than two candidates.
-    """
-
-    def __init__(
-        self, train: Ragged, candidates: np.ndarray, num_items: int, *, seed: int, phase: str
-    ) -> None:
-        if len(candidates) < 2:
-            raise ValueError(f"negatives need at least 2 candidate items, got {len(candidates)}")
-        self.candidates = np.asarray(candidates, dtype=np.int64)
-        self.stride = num_items + 1
-        owner = np.repeat(np.arange(len(train)), train.lengths)
-        self.taken = np.unique(owner * self.stride + train.values)
-        own = np.bincount(self.taken // self.stride, minlength=len(train))
-        self.exhausted = own >= len(self.candidates)
-        self.seed, self.phase = seed, phase
-
-    def draw(self, batch: TrainBatch, count: int, step: int) -> Tensor:
-        """``[T, count]`` int64 negatives of the batch's tokens.
-
-        A user whose training items cover every candidate keeps uniform draws.
-        """
-        rng = np.random.default_rng(stream_key(self.seed, self.phase, "neg", step))
-        users = np.repeat(batch.users, np.diff(batch.inputs.offsets.numpy()))
-        out = self.candidates[rng.integers(len(self.candidates), size=(len(users), count))]
-        free = ~self.exhausted[users][:, None]
-        while True:
-            key = users[:, None] * self.stride + out
-            place = np.minimum(np.searchsorted(self.taken, key), len(self.taken) - 1)
-            bad = (self.taken[place] == key) & free
-            wrong = int(bad.sum())
-            if not wrong:
-                return torch.from_numpy(out)
-            out[bad] = self.candidates[rng.integers(len(self.candidates), size=wrong)]

@@ -103,19 +103,26 @@ class ItemTower(nn.Module):
         """``[N + 1, d]`` projected text; the padding row stays zero in the linear form."""
         return self.project(text)
 
-    def forward(self, text: Tensor, id_scale: Tensor | None = None) -> Tensor:
-        """Vectors of the whole catalogue.
+    def forward(
+        self, text: Tensor, id_scale: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Vectors of the whole catalogue, or of some of its items.
 
         Args:
             text: ``[N + 1, E]`` text matrix, row 0 zero.
             id_scale: ``[N + 1]`` factor on the ID vectors; 0 makes an item look unseen.
+            rows: ``[U]`` item ids, each once; default all.
 
         Returns:
-            ``[N + 1, d]``.
+            ``[N + 1, d]``, or ``[U, d]`` with ``rows``.
         """
+        if rows is not None:
+            text = text.index_select(0, rows)
+            id_scale = None if id_scale is None else id_scale.index_select(0, rows)
         if self.kind == "text":
             return self.projected_text(text)
-        ids = self.id if id_scale is None else self.id * id_scale[:, None]
+        ids = self.id if rows is None else self.id.index_select(0, rows)
+        ids = ids if id_scale is None else ids * id_scale[:, None]
         if self.kind == "id":
             return ids
         words = self.projected_text(text)
@@ -212,9 +219,12 @@ class TextSpaceExpert(nn.Module):
         nn.init.normal_(self.down.weight, std=encoder.dim**-0.5)
         nn.init.zeros_(self.up.weight)
 
-    def tower(self, text: Tensor, id_scale: Tensor | None = None) -> Tensor:
-        """``[N + 1, E]``: the text matrix itself; ``id_scale`` has nothing to act on."""
-        return text
+    def tower(
+        self, text: Tensor, id_scale: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """``[N + 1, E]``, or ``[U, E]`` for some rows: the text matrix itself; ``id_scale`` has
+        nothing to act on."""
+        return text if rows is None else text.index_select(0, rows)
 
     def encode(self, table: Tensor, packed: PackedSequences) -> Tensor:
         """``[T, E]`` states of packed tokens."""

@@ -22,6 +22,7 @@ from padkern.ops.triple_expert import gated_bce_loss
 
 if TYPE_CHECKING:
     from padkern.data.dataset import Ragged
+    from padkern.data.plan import BatchPlan
 
 
 class ExpertModel(nn.Module):
@@ -91,16 +92,17 @@ class ExpertModel(nn.Module):
     def max_len(self) -> int:
         return next(iter(self.experts.values())).encoder.max_len
 
-    def tables(self, hidden: Tensor | None = None) -> list[Tensor]:
+    def tables(self, hidden: Tensor | None = None, rows: Tensor | None = None) -> list[Tensor]:
         """Item vectors ``[N + 1, d_e]`` of every expert.
 
         Args:
             hidden: ``[N + 1]`` bool, items to treat as unseen: their ID vectors count as zero.
+            rows: ``[U]`` item ids, each once: the vectors ``[U, d_e]`` of these alone.
         """
         scale = self.id_scale
         if hidden is not None:
             scale = scale.masked_fill(hidden, 0.0)
-        return [expert.tower(self.text, scale) for expert in self.experts.values()]
+        return [expert.tower(self.text, scale, rows) for expert in self.experts.values()]
 
     def encode(self, tables: Sequence[Tensor], packed: PackedSequences) -> Tensor:
         """``[T, sum d_e]`` states of all tokens, the experts' states side by side."""
@@ -206,23 +208,47 @@ class ExpertModel(nn.Module):
     ) -> Tensor:
         """:meth:`loss` for tables and states that are already there."""
         if negatives is not None:
-            if self.gate is None:
-                weights, bins = states.new_ones(1, 1), torch.zeros_like(self.item_bins)
-            else:
-                weights, bins = self.gate.weights(), self.bins(hidden)
-            width = max(table.shape[1] for table in tables)
-            parts = states.split([table.shape[1] for table in tables], 1)
-            users = torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
-            items = torch.stack([F.pad(table, (0, width - table.shape[1])) for table in tables])
-            return gated_bce_loss(
-                users, items, weights, bins, targets, negatives, backend=self.backend
-            )
+            bins = self.item_bins if self.gate is None else self.bins(hidden)
+            return self._gated_bce(tables, states, bins, targets, negatives)
         if candidates is None:
             candidates = self.seen_items()
         column = targets.new_full((self.num_items + 1,), -1)
         column[candidates] = torch.arange(len(candidates), device=targets.device)
         matrix = self.fold(tables, hidden).index_select(0, candidates)
         return catalogue_cross_entropy(states, matrix, column[targets])
+
+    def plan_loss(self, plan: BatchPlan, *, hidden: Tensor | None = None) -> Tensor:
+        """:meth:`loss` with the plan's negatives, from the vectors of the batch's items alone.
+
+        What it costs grows with the batch, not with the catalogue.
+
+        Args:
+            plan: on the device of the model, at least one negative per token.
+            hidden: as in :meth:`loss`.
+        """
+        tables = self.tables(hidden, plan.unique)
+        states = self.encode(tables, plan.local_inputs)
+        bins = plan.bins if self.gate is None else self.bins(hidden).index_select(0, plan.unique)
+        return self._gated_bce(tables, states, bins, plan.target_rows, plan.negative_rows)
+
+    def _gated_bce(
+        self,
+        tables: Sequence[Tensor],
+        states: Tensor,
+        bins: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+    ) -> Tensor:
+        """The gated loss; ``targets`` and ``negatives`` are rows of ``tables`` and ``bins``."""
+        if self.gate is None:
+            weights, bins = states.new_ones(1, 1), torch.zeros_like(bins)
+        else:
+            weights = self.gate.weights()
+        width = max(table.shape[1] for table in tables)
+        parts = states.split([table.shape[1] for table in tables], 1)
+        users = torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
+        items = torch.stack([F.pad(table, (0, width - table.shape[1])) for table in tables])
+        return gated_bce_loss(users, items, weights, bins, targets, negatives, backend=self.backend)
 
     def seen_items(self) -> Tensor:
         """Sorted ids of items that may be candidates in training."""

@@ -105,6 +105,8 @@ class LossConfig(Section):
 
     kind: Literal["ce", "bce"] = "ce"
     negatives: int = Field(1, ge=1, description="sampled negatives per token of the bce")
+    sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
+    popularity_power: float = Field(0.75, ge=0, description="exponent of the training count")
 
 
 class EvaluationConfig(Section):

@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padkern.data.batch import NegativeSampler, TrainBatch, TrainBatches, stream_key
+from padkern.data.batch import stream_key
 from padkern.data.bins import FrequencyBins
 from padkern.data.dataset import Ragged
+from padkern.data.plan import BatchPlan, PlanSource, TrainBatches
+from padkern.data.random_streams import stream_seed
 from padkern.data.split import EvalSplit, Split
 from padkern.functional import mkmmd_loss
 from padkern.models.build import build_expert
@@ -31,7 +33,7 @@ from padkern.pad.evaluation import Evaluation, evaluate
 from padkern.pad.folder import RunFolder
 from padkern.pad.gate import cross_fitted, fit_gate, held_out, set_gate
 from padkern.pad.progress import Reporter
-from padkern.pad.trainer import FitResult, fit, stream_seed
+from padkern.pad.trainer import FitResult, fit
 
 #: Trained rows of the comparison table, in the order in which they are trained.
 TRAINED_ROWS = ("pretrain", "text", "id_plus_text", "aligned", "pad")
@@ -152,7 +154,7 @@ class Phases:
             expert.tower.id.data.copy_(source.tower.id.data)
         target = pretrained.tables()[0].detach()
 
-        def loss(batch: TrainBatch, step: int) -> Tensor:
+        def loss(batch: BatchPlan, step: int) -> Tensor:
             tables = model.tables()
             recommendation = self._loss(model, batch, step, "aligned", tables)
             if config.gamma == 0:
@@ -247,17 +249,20 @@ class Phases:
     ) -> FitResult:
         config: PhaseConfig = getattr(self.config, _CONFIG_OF_ROW[row])
         seed = self.config.seed
-        batches = TrainBatches(
-            self.train, batch_size=config.batch_size, max_len=self.config.model.max_len,
-            seed=seed, phase=row,
+        loss_config = self.config.loss
+        drawn = row == "aligned" and self.config.align.mmd_rows == "all_slots"
+        negatives = loss_config.negatives if loss_config.kind == "bce" else int(drawn)
+        source = PlanSource(
+            self.train, num_items=len(self.train_frequency) - 1,
+            max_len=self.config.model.max_len, item_bins=self.bins.item_bins,
+            candidates=self.candidates(), sampling=loss_config.sampling,
+            power=loss_config.popularity_power,
         )  # fmt: skip
+        batches = TrainBatches(
+            source, batch_size=config.batch_size, seed=seed, phase=row, negatives=negatives
+        )
         if not len(batches):
             raise ValueError("no user has two or more training interactions")
-        drawn = row == "aligned" and self.config.align.mmd_rows == "all_slots"
-        if drawn or self.config.loss.kind == "bce":
-            self._sampler = NegativeSampler(
-                self.train, self.candidates(), len(self.train_frequency) - 1, seed=seed, phase=row
-            )
 
         def validate() -> dict[str, float]:
             metrics = self._evaluate(model).metrics()["all"]
@@ -270,15 +275,15 @@ class Phases:
             folder=self.folder, resume=self.resume,
         )  # fmt: skip
 
-    def _loss(self, model, batch: TrainBatch, step: int, row: str, tables=None) -> Tensor:
-        packed, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+    def _loss(self, model, batch: BatchPlan, step: int, row: str, tables=None) -> Tensor:
         hidden = self._hidden(step) if row == "pad" else None
+        sampled = self.config.loss.kind == "bce"
+        if sampled and tables is None:
+            return model.plan_loss(batch.to(self.device), hidden=hidden)
+        packed, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
         tables = model.tables(hidden) if tables is None else tables
         states = model.encode(tables, packed)
-        negatives = None
-        if self.config.loss.kind == "bce":
-            draws = self._sampler.draw(batch, self.config.loss.negatives, step)
-            negatives = draws.to(self.device)
+        negatives = batch.negatives.to(self.device) if sampled else None
         candidates = torch.from_numpy(self.candidates()).to(self.device)
         return model.loss_from(
             tables, states, targets, candidates=candidates, negatives=negatives, hidden=hidden
@@ -293,7 +298,7 @@ class Phases:
         rare = (frequency > 0) & (frequency <= gate.hide_max_frequency)
         return torch.from_numpy(rare & (rng.random(len(rare)) < gate.hide)).to(self.device)
 
-    def _mmd_rows(self, batch: TrainBatch, step: int, config: AlignConfig) -> list[Tensor]:
+    def _mmd_rows(self, batch: BatchPlan, step: int, config: AlignConfig) -> list[Tensor]:
         """Item ids whose text and ID vectors are compared, one tensor per group of users.
 
         ``unique_items``: every item of the group once. ``all_slots``: as released, every slot of
@@ -304,7 +309,7 @@ class Phases:
         size = config.mmd_users or users
         slots = self.config.model.max_len + 1
         drawn = config.mmd_rows == "all_slots"
-        negatives = self._sampler.draw(batch, 1, step)[:, 0] if drawn else None
+        negatives = batch.negatives[:, 0] if drawn else None
         groups = []
         for low in range(0, users, size):
             high = min(low + size, users)

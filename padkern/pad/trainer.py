@@ -6,7 +6,6 @@ at an epoch boundary gives the same bits as one that was not, on as many threads
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from padkern.data.batch import TrainBatch, TrainBatches
+from padkern.data.plan import BatchPlan, TrainBatches
+from padkern.data.random_streams import stream_seed
 from padkern.errors import PadkernError
 from padkern.modules import FrequencyGate
 from padkern.pad.config import PhaseConfig
@@ -68,16 +68,10 @@ def schedule(step: int, total: int, warmup: int, floor: float) -> float:
     return min(1.0, (step + 1) / warmup) * cosine if warmup else cosine
 
 
-def stream_seed(*parts: int | str) -> int:
-    """A 63-bit seed for one named random stream."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 def fit(
     model: nn.Module,
     batches: TrainBatches,
-    loss_fn: Callable[[TrainBatch, int], Tensor],
+    loss_fn: Callable[[BatchPlan, int], Tensor],
     validate: Callable[[], dict[str, float]],
     config: PhaseConfig,
     *,

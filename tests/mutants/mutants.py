@@ -326,6 +326,31 @@ NATIVE_CORE = (
     ),
 )
 
+PLAN = "csrc/batch_plan/batch_plan.cpp"
+BATCH_PLAN = (
+    Mutant(
+        "plan_draws_the_users_own_items",
+        PLAN,
+        "if (!std::binary_search(own, own_end, item)) return item;\n    }\n    // Nearly",
+        "return item;\n    }\n    // Nearly",
+        _select("test_batch_plan", "own"),
+    ),
+    Mutant(
+        "plan_negatives_repeat_over_slots",
+        PLAN,
+        "static_cast<uint32_t>(slot),",
+        "0u,",
+        _select("test_batch_plan", "native_equals_reference"),
+    ),
+    Mutant(
+        "plan_slots_of_the_item_before",
+        PLAN,
+        "for (int64_t u = unique; u > 0; --u) starts[u] = starts[u - 1];",
+        "",
+        _select("test_batch_plan", "what_a_plan_holds"),
+    ),
+)
+
 # In Triton's interpreter; the kernels have to be right before a GPU can make them anything else.
 _INTERPRET = (("TRITON_INTERPRET", "1"),)
 
@@ -373,4 +398,4 @@ TRITON = (
     ),
 )
 
-MUTANTS = PYTHON + NATIVE_CORE + TRITON
+MUTANTS = PYTHON + NATIVE_CORE + BATCH_PLAN + TRITON
