@@ -35,8 +35,10 @@ class RankRun {
     const int64_t row_bytes = depths_.count * kRankDepth * static_cast<int64_t>(sizeof(T));
     block_rows_ = std::clamp<int64_t>(kBlockBytes / row_bytes / 8 * 8, 32, kBlockRows);
     const int64_t panel_bytes = kernels.width * p_.dim * static_cast<int64_t>(sizeof(T));
-    stage_panels_ = std::max<int64_t>(kMaxLanes, kStageBytes / std::max<int64_t>(panel_bytes, 1));
-    lanes_ = early() ? kMaxLanes : lanes_for(p_.users);
+    stage_panels_ =
+        std::max<int64_t>(2 * kMaxLanes, kStageBytes / std::max<int64_t>(panel_bytes, 1));
+    threads_ = num_threads();
+    lanes_ = early() ? lanes_for(1) : lanes_for(p_.users);
     const int64_t states = lanes_ * p_.users;
     if (p_.targets != nullptr) counts_.resize(states);
     if (keep_ > 0) {
@@ -47,8 +49,9 @@ class RankRun {
         tops_[i] = {top_scores_->get() + i * keep_, top_ids_->get() + i * keep_, 0};
       }
     }
-    const int64_t workers = useful_workers(1e12, std::numeric_limits<int64_t>::max());
-    for (int64_t w = 0; w < workers; ++w) scratch_.push_back(std::make_unique<Scratch>(*this));
+    for (int64_t w = 0; w < threads_; ++w) {
+      scratch_.push_back(std::make_unique<Scratch>(*this));
+    }
   }
 
   void run() {
@@ -75,8 +78,9 @@ class RankRun {
   static constexpr int64_t kBlockBytes = int64_t{1} << 19;
   // Panels of one stage stay in the last-level cache while all users meet them.
   static constexpr int64_t kStageBytes = int64_t{6} << 20;
-  // With few users the panels of a stage are shared out too, in at most so many lanes.
-  static constexpr int64_t kMaxLanes = 8;
+  // With few users the panels of a stage are shared out too, in at most so many lanes. Every lane
+  // has lists of its own to fill, so there are no more than keep the threads busy.
+  static constexpr int64_t kMaxLanes = 16;
   // Panels of the first stage of a search that may end early; every other stage is as long as all
   // before it.
   static constexpr int64_t kFirstPanels = 4;
@@ -116,7 +120,8 @@ class RankRun {
 
   int64_t lanes_for(int64_t users) const {
     const int64_t blocks = std::max<int64_t>(1, (users + block_rows_ - 1) / block_rows_);
-    return std::clamp<int64_t>(2 * kMaxLanes / blocks, 1, kMaxLanes);
+    if (threads_ == 1) return 1;
+    return std::clamp<int64_t>(2 * threads_ / blocks, 1, kMaxLanes);
   }
 
   template <class Body>
@@ -311,7 +316,7 @@ class RankRun {
   const RankDepths depths_;
   const int64_t panels_;
   const int64_t keep_;  // best items to find: there may be fewer items than asked for
-  int64_t block_rows_, stage_panels_, lanes_;
+  int64_t block_rows_, stage_panels_, lanes_, threads_;
   std::vector<int32_t> positions_;  // of an id, where the caller gave an order
   Buffer<int32_t> lists_;           // masked positions of every user, each list with its end mark
   std::vector<int64_t> list_sizes_;
