@@ -59,7 +59,14 @@ def _compile_object(tmp_path: Path, source: str, isa: str, flags: list[str]) -> 
         ("avx2", ["-mavx2", "-mfma", "-mf16c"], ("%zmm",)),
     ],
 )
-@pytest.mark.parametrize("source", ["mkmmd/mkmmd_kernel.cpp", "mkmmd/kernel_products_kernel.cpp"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "mkmmd/mkmmd_kernel.cpp",
+        "mkmmd/kernel_products_kernel.cpp",
+        "ranking/ranking_kernel.cpp",
+    ],
+)
 def test_objects_hold_no_wider_instruction(tmp_path, source, isa, flags, forbidden):
     import platform
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from padkern.ops.ranking import ItemTiles, count_ranks, rank_chunk, ranks_from_scores
+from padkern.ops.ranking import (
+    ItemTiles,
+    count_ranks,
+    rank_chunk,
+    ranks_from_scores,
+    top_k_items,
+)
 
 
 def oracle_rank(scores: np.ndarray, target: int, seen: set[int], mask_repeats: bool) -> float:
@@ -56,7 +62,7 @@ def test_matches_oracle(batch, items, mask_repeats):
 
 @pytest.mark.parametrize("tile", [64, 128, 16384])
 @pytest.mark.parametrize("chunk", [1, 7, 256])
-def test_inner_product_ranks_for_any_tile_and_chunk(tile, chunk):
+def test_inner_product_ranks_for_any_tile_and_chunk(tile, chunk, backend):
     states, matrix, targets, values, offsets, lists = make_case(5, 60, 300)
     want = [oracle_rank(states[b] @ matrix.T, targets[b], set(lists[b]), True) for b in range(60)]
     got = count_ranks(
@@ -67,18 +73,19 @@ def test_inner_product_ranks_for_any_tile_and_chunk(tile, chunk):
         offsets,
         chunk=chunk,
         item_tile=tile,
+        backend=backend,
     )
     np.testing.assert_array_equal(got.numpy(), want)
 
 
 @pytest.mark.parametrize("size", [1, 3, 255, 256])
-def test_request_size_changes_no_rank(size):
+def test_request_size_changes_no_rank(size, backend):
     rng = np.random.default_rng(0)
     states = torch.from_numpy(rng.normal(size=(300, 48)).astype(np.float32))
     matrix = torch.from_numpy(rng.normal(size=(700, 48)).astype(np.float32))
     targets = rng.integers(1, 700, 300)
     values, offsets = rng.integers(1, 700, 900), np.arange(0, 901, 3)
-    whole = count_ranks(states, matrix, targets, values, offsets)
+    whole = count_ranks(states, matrix, targets, values, offsets, backend=backend)
     for low in (0, 37, 300 - size):
         high = low + size
         part = count_ranks(
@@ -87,6 +94,7 @@ def test_request_size_changes_no_rank(size):
             targets[low:high],
             values[3 * low : 3 * high],
             offsets[low : high + 1] - 3 * low,
+            backend=backend,
         )
         assert torch.equal(part, whole[low:high])
 
@@ -107,13 +115,13 @@ def test_padding_column_is_never_ranked():
 
 
 @pytest.mark.parametrize("tile", [64, 16384])
-def test_flags_and_nan_counts(tile):
+def test_flags_and_nan_counts(tile, backend):
     """One-hot states pick columns of the item matrix; user u's scores are column u."""
     matrix = torch.arange(200, dtype=torch.float64)[:, None].repeat(1, 4)
     matrix[9, 2] = matrix[150, 2]  # user 2 ties with an item of another tile; user 3 saw its target
     states, targets = torch.eye(4, dtype=torch.float64), np.array([100, 7, 150, 20])
     seen = np.array([20, 30]), np.array([0, 0, 0, 0, 2])
-    result = rank_chunk(states, ItemTiles.build(matrix, tile), targets, *seen)
+    result = rank_chunk(states, ItemTiles.build(matrix, tile), targets, *seen, backend=backend)
     assert result.ranks.tolist() == [100.0, 193.0, 50.5, math.inf]
     assert result.tied.tolist() == [False, False, True, False]
     assert result.masked.tolist() == [False, False, False, True]
@@ -123,7 +131,7 @@ def test_flags_and_nan_counts(tile):
     # 0 * NaN is NaN: a NaN vector gives NaN to every user. User 1 loses its target, user 3 has
     # seen item 30, and item 130 no longer beats user 0's target.
     matrix[[7, 30, 130]] = torch.nan
-    result = rank_chunk(states, ItemTiles.build(matrix, tile), targets, *seen)
+    result = rank_chunk(states, ItemTiles.build(matrix, tile), targets, *seen, backend=backend)
     assert result.ranks.tolist() == [99.0, math.inf, 50.5, math.inf]
     assert result.nan_target.tolist() == [False, True, False, False]
     assert result.nan_others.tolist() == [3, 2, 3, 2]
@@ -131,7 +139,7 @@ def test_flags_and_nan_counts(tile):
 
 @pytest.mark.parametrize("tile", [64, 16384])
 @pytest.mark.parametrize("constant", [False, True])
-def test_top_breaks_ties_by_id_and_leaves_out_seen_items(tile, constant):
+def test_top_breaks_ties_by_id_and_leaves_out_seen_items(tile, constant, backend):
     states, matrix, targets, values, offsets, lists = make_case(11, 30, 150)
     if constant:
         matrix[:] = 1.0
@@ -142,6 +150,7 @@ def test_top_breaks_ties_by_id_and_leaves_out_seen_items(tile, constant):
         values,
         offsets,
         top_k=20,
+        backend=backend,
     )
     for row in range(30):
         scores = states[row] @ matrix.T
@@ -150,10 +159,16 @@ def test_top_breaks_ties_by_id_and_leaves_out_seen_items(tile, constant):
         assert got.top[row].tolist() == want
 
 
-def test_top_fills_up_with_zero():
+def test_top_fills_up_with_zero(backend):
     matrix = torch.tensor([[0.0], [1.0], [torch.nan], [3.0]])
     got = rank_chunk(
-        torch.ones(1, 1), ItemTiles.build(matrix), np.array([1]), np.zeros(0, int), [0, 0], top_k=20
+        torch.ones(1, 1),
+        ItemTiles.build(matrix),
+        np.array([1]),
+        np.zeros(0, int),
+        [0, 0],
+        top_k=20,
+        backend=backend,
     )
     assert got.top.tolist() == [[3, 1] + [0] * 18]
     assert got.ranks.tolist() == [2.0]
@@ -161,18 +176,26 @@ def test_top_fills_up_with_zero():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtypes(dtype):
+def test_dtypes(dtype, backend):
     states, matrix, targets, values, offsets, lists = make_case(2, 9, 20)
     got = count_ranks(
-        torch.from_numpy(states).to(dtype), torch.from_numpy(matrix), targets, values, offsets
+        torch.from_numpy(states).to(dtype),
+        torch.from_numpy(matrix),
+        targets,
+        values,
+        offsets,
+        backend=backend,
     )
     want = [oracle_rank(states[b] @ matrix.T, targets[b], set(lists[b]), True) for b in range(9)]
     np.testing.assert_array_equal(got.numpy(), want)
 
 
-def test_empty_batch():
+def test_empty_batch(backend):
     none = np.zeros(0, int)
-    assert count_ranks(torch.zeros(0, 2), torch.zeros(4, 2), none, none, [0]).shape == (0,)
+    ranks = count_ranks(torch.zeros(0, 2), torch.zeros(4, 2), none, none, [0], backend=backend)
+    assert ranks.shape == (0,)
+    best = top_k_items(torch.zeros(0, 2), torch.zeros(4, 2), 3, backend=backend)
+    assert best.ids.shape == best.scores.shape == (0, 3)
     assert ranks_from_scores(torch.zeros(0, 4), none, none, [0]).shape == (0,)
 
 
@@ -193,7 +216,7 @@ def test_empty_batch():
         ({"item_tile": 100}, ValueError, "item_tile"),
     ],
 )
-def test_argument_errors(change, error, message):
+def test_argument_errors(change, error, message, backend):
     good = {
         "user_states": torch.zeros(2, 2),
         "item_matrix": torch.zeros(4, 2),
@@ -202,4 +225,4 @@ def test_argument_errors(change, error, message):
         "seen_offsets": [0, 1, 2],
     }
     with pytest.raises(error, match=message):
-        count_ranks(**(good | change))
+        count_ranks(**({"backend": backend} | good | change))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from padkern.ops.ranking.reference import CHUNK, ItemTiles, rank_chunk
+from padkern.ops.ranking import CHUNK, ItemTiles, rank_chunk
 from padkern.pad.significance import metric_values, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def evaluate(
     chunk: int = CHUNK,
     mask_repeats: bool = True,
     with_top: bool = False,
+    backend: str = "auto",
 ) -> Evaluation:
     """Rank every target of ``split`` among all items.
 
@@ -163,6 +164,7 @@ def evaluate(
         mask_repeats: mask the history; a target inside it is then a certain miss (counted). False
             masks nothing: every item stays a candidate, repeats can be hit and recommended.
         with_top: keep the 20 best candidates per user (for coverage and cold share).
+        backend: of the ranking, as in `padkern.ops.ranking.count_ranks`.
 
     Returns:
         The `Evaluation`.
@@ -207,6 +209,7 @@ def evaluate(
             history.offsets,
             mask_repeats=mask_repeats,
             top_k=TOP_K if with_top else 0,
+            backend=backend,
         )
         ranks[low : low + real] = result.ranks[:real].cpu().numpy()
         if top is not None and result.top is not None:

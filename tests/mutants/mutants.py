@@ -50,6 +50,7 @@ FAR = _select("test_op_layouts", "beyond_32_bits and mkmmd")
 MASKS = _select("test_mkmmd", "mask or nan")
 GATED = _select("test_op_matrix", "matches_the_reference and gated_bce and native")
 RANKS = _select("test_op_matrix", "matches_the_reference and count_ranks")
+BEST_ITEMS = _select("test_ranking_native")
 CATALOGUE = _select("test_op_matrix", "matches_the_reference and catalogue_loss")
 
 OP = "padkern/ops/mkmmd/op.py"
@@ -309,6 +310,34 @@ NATIVE_CORE = (
         "moments[k].sum * moments[k].sum - (unbiased ? moments[k].squares : 0.0);",
         "moments[k].sum * moments[k].sum - (unbiased ? moments[k].sum : 0.0);",
         NATIVE,
+    ),
+    Mutant(
+        "target_competes_with_itself",
+        "csrc/ranking/ranking_run.h",
+        "if (target != 0 && !masked) out[size++] = own_[u] = position(target);",
+        "if (target != 0 && !masked) own_[u] = position(target);",
+        RANKS,
+    ),
+    Mutant(
+        "user_stops_at_the_limit_itself",
+        "csrc/ranking/ranking_run.h",
+        "rank(counts(u)) > limit;",
+        "rank(counts(u)) >= limit;",
+        RANKS,
+    ),
+    Mutant(
+        "target_scores_rounded_twice",
+        "csrc/ranking/ranking_kernel.cpp",
+        "  return __builtin_fmaf(a, b, sum);",
+        "  const volatile float product = a * b;\n  return sum + product;",
+        BEST_ITEMS,
+    ),
+    Mutant(
+        "later_item_of_lower_id_loses_its_tie",
+        "csrc/ranking/ranking_rows.h",
+        "full && in.items.order != nullptr ? row_bits<T, VECS, true>",
+        "false ? row_bits<T, VECS, true>",
+        BEST_ITEMS,
     ),
     Mutant(
         "gated_last_columns_dropped",

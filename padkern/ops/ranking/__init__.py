@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from padkern.ops.ranking.reference import (
-    ItemTiles,
-    RankResult,
-    count_ranks,
-    rank_chunk,
-    ranks_from_scores,
-)
+from padkern.ops.ranking.op import ItemTiles, TopItems, count_ranks, rank_chunk, top_k_items
+from padkern.ops.ranking.reference import CHUNK, RankResult, ranks_from_scores
 
-__all__ = ["ItemTiles", "RankResult", "count_ranks", "rank_chunk", "ranks_from_scores"]
+__all__ = [
+    "CHUNK",
+    "ItemTiles",
+    "RankResult",
+    "TopItems",
+    "count_ranks",
+    "rank_chunk",
+    "ranks_from_scores",
+    "top_k_items",
+]

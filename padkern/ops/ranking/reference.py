@@ -7,7 +7,7 @@ what happens to seen items, NaN scores and ties. Plain torch on any device, floa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,14 +61,8 @@ class ItemTiles:
     @staticmethod
     def build(item_matrix: Tensor, item_tile: int = ITEM_TILE) -> ItemTiles:
         """Cut ``item_matrix`` ``[N + 1, D]``; half precision is widened to float32."""
-        if item_matrix.ndim != 2 or item_matrix.shape[0] < 2:
-            raise ValueError(
-                f"item_matrix must be [num_items + 1, D] with num_items >= 1, "
-                f"got {list(item_matrix.shape)}"
-            )
-        if item_tile < _ALIGN or item_tile % _ALIGN:
-            raise ValueError(f"item_tile must be a positive multiple of {_ALIGN}, got {item_tile}")
-        matrix = _at_least_float32(item_matrix)
+        check_items(item_matrix, item_tile)
+        matrix = at_least_float32(item_matrix, "item_matrix")
         rows = matrix.shape[0]
         fill = -rows % _ALIGN
         if fill:
@@ -76,15 +70,28 @@ class ItemTiles:
         return ItemTiles(tuple(matrix.contiguous().split(item_tile)), rows - 1)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def check_items(item_matrix: Tensor, item_tile: int) -> None:
+    """Raises ValueError for a shape or a tile size that cannot be."""
+    if item_matrix.ndim != 2 or item_matrix.shape[0] < 2:
+        raise ValueError(
+            f"item_matrix must be [num_items + 1, D] with num_items >= 1, "
+            f"got {list(item_matrix.shape)}"
+        )
+    if item_tile < _ALIGN or item_tile % _ALIGN:
+        raise ValueError(f"item_tile must be a positive multiple of {_ALIGN}, got {item_tile}")
+
+
+def at_least_float32(x: Tensor, name: str = "scores") -> Tensor:
+    """Half precision widened; TypeError for what is no floating-point tensor."""
     if not x.is_floating_point():
-        raise TypeError(f"scores need floating-point tensors, got {x.dtype}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _check_ids(
+def check_ids(
     targets: Tensor, seen_values: Tensor, seen_offsets: Tensor, batch: int, num_items: int
 ) -> None:
+    """Raises ValueError for wrong shapes, ids outside the catalogue and offsets that fall."""
     if targets.shape != (batch,):
         raise ValueError(f"targets must have shape [{batch}], got {list(targets.shape)}")
     if seen_offsets.shape != (batch + 1,):
@@ -197,9 +204,11 @@ def _rank_tiles(
     )
 
 
-def _as_ids(
+def as_ids(
     targets: IntArray, seen_values: IntArray, seen_offsets: IntArray, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The three as int64 tensors on a device."""
+
     def convert(ids: IntArray) -> Tensor:
         return torch.as_tensor(ids, dtype=torch.int64, device=device)
 
@@ -236,9 +245,9 @@ def ranks_from_scores(
         raise ValueError(
             f"scores must be [B, num_items + 1] with num_items >= 1, got {list(scores.shape)}"
         )
-    work = _at_least_float32(scores).clone()
-    ids = _as_ids(targets, seen_values, seen_offsets, scores.device)
-    _check_ids(*ids, batch=scores.shape[0], num_items=scores.shape[1] - 1)
+    work = at_least_float32(scores).clone()
+    ids = as_ids(targets, seen_values, seen_offsets, scores.device)
+    check_ids(*ids, batch=scores.shape[0], num_items=scores.shape[1] - 1)
     target_scores = work.gather(1, ids[0][:, None])[:, 0]
     return _rank_tiles([(0, work)], target_scores, *ids, mask_repeats, 0).ranks
 
@@ -254,20 +263,14 @@ def rank_chunk(
     mask_repeats: bool = True,
     top_k: int = 0,
 ) -> RankResult:
-    """Rank one chunk of users by inner product; see `count_ranks` for the arguments.
-
-    Args:
-        user_states: float ``[B, D]``; all ``B`` rows are scored in one product per tile.
-        items: the item matrix from `ItemTiles.build`.
-        top_k: also return this many best candidates per user (0: none).
-    """
-    states = _at_least_float32(user_states)
+    """Rank one chunk of users by inner product, all of them in one product per tile."""
+    states = at_least_float32(user_states, "user_states")
     if states.ndim != 2 or states.shape[1] != items.tiles[0].shape[1]:
         raise ValueError(
             f"user_states must be [B, {items.tiles[0].shape[1]}], got {list(user_states.shape)}"
         )
-    ids = _as_ids(targets, seen_values, seen_offsets, states.device)
-    _check_ids(*ids, batch=states.shape[0], num_items=items.num_items)
+    ids = as_ids(targets, seen_values, seen_offsets, states.device)
+    check_ids(*ids, batch=states.shape[0], num_items=items.num_items)
     dtype = torch.promote_types(states.dtype, items.tiles[0].dtype)
     states = states.to(dtype)
     columns = items.num_items + 1
@@ -295,54 +298,82 @@ def rank_chunk(
     return _rank_tiles(tiles, target_scores, *ids, mask_repeats, top_k)
 
 
+def capped(result: RankResult, at_most: int | None) -> RankResult:
+    """The result with ranks above ``at_most`` made infinite."""
+    if at_most is None:
+        return result
+    ranks = result.ranks.masked_fill(result.ranks > at_most, torch.inf)
+    return replace(result, ranks=ranks, tied=result.tied & ranks.isfinite())
+
+
+@torch.no_grad()
+def top_items(
+    user_states: Tensor,
+    items: ItemTiles,
+    k: int,
+    seen_values: Tensor,
+    seen_offsets: Tensor,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """Ids and scores of the ``k`` best unseen items; 0 and ``-inf`` where there are no more.
+
+    The arguments are those of `padkern.ops.ranking.top_k_items`, checked, of one dtype.
+    """
+    width, columns = items.tiles[0].shape[0], items.num_items + 1
+    ids = torch.zeros(len(user_states), k, dtype=torch.int64, device=user_states.device)
+    values = torch.full(ids.shape, -torch.inf, dtype=user_states.dtype, device=ids.device)
+    for low in range(0, len(user_states), chunk):
+        states = user_states[low : low + chunk]
+        offsets = seen_offsets[low : low + len(states) + 1]
+        seen = seen_values[offsets[0] : offsets[-1]]
+        rows = torch.repeat_interleave(
+            torch.arange(len(states), device=ids.device), offsets[1:] - offsets[:-1]
+        )
+        best: tuple[Tensor, Tensor] | None = None
+        for number, tile in enumerate(items.tiles):
+            start = number * width
+            scores = (states @ tile.to(states.dtype).T)[:, : columns - start]
+            inside = (seen >= start) & (seen < start + scores.shape[1])
+            scores[rows[inside], seen[inside] - start] = torch.nan
+            if start == 0:
+                scores[:, 0] = torch.nan
+            best = _merge_top(best, scores, start, k)
+        assert best is not None
+        found = best[0].shape[1]
+        values[low : low + chunk, :found] = best[0]
+        ids[low : low + chunk, :found] = best[1].masked_fill(best[0] == -torch.inf, 0)
+    return ids, values
+
+
 @torch.no_grad()
 def count_ranks(
     user_states: Tensor,
-    item_matrix: Tensor,
-    targets: IntArray,
-    seen_values: IntArray,
-    seen_offsets: IntArray,
+    items: ItemTiles,
+    targets: Tensor,
+    seen_values: Tensor,
+    seen_offsets: Tensor,
     *,
     mask_repeats: bool = True,
     chunk: int = CHUNK,
-    item_tile: int = ITEM_TILE,
 ) -> Tensor:
-    """Ranks of the targets under ``score = <user state, item vector>``.
+    """Float64 ranks ``[B]``; the arguments of `padkern.ops.ranking.count_ranks`, checked.
 
     Users are scored in chunks of exactly ``chunk`` rows (the last one filled up by repeating its
     last row), items in tiles, so one ``[chunk, item_tile]`` block is the largest thing held and a
     user's rank does not depend on how many others are asked for.
-
-    Args:
-        user_states: float ``[B, D]``.
-        item_matrix: float ``[N + 1, D]``, row 0 is padding.
-        targets, seen_values, seen_offsets, mask_repeats: as in `ranks_from_scores`.
-        chunk: users per product.
-        item_tile: items per product, a multiple of 64.
-
-    Returns:
-        float64 ``[B]``, ``inf`` is a miss.
-
-    Raises:
-        TypeError: an input is not floating point.
-        ValueError: wrong shape, or an id outside the catalogue.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    items = ItemTiles.build(item_matrix, item_tile)
-    t, values, offsets = _as_ids(targets, seen_values, seen_offsets, user_states.device)
     batch = user_states.shape[0]
-    _check_ids(t, values, offsets, batch, items.num_items)
     ranks = torch.empty(batch, dtype=torch.float64, device=user_states.device)
     for low in range(0, batch, chunk):
         real = min(chunk, batch - low)
-        index = torch.arange(low, low + chunk, device=t.device).clamp_(max=batch - 1)
-        begin, end = offsets[low], offsets[low + real]
-        local = offsets[low : low + real + 1] - begin
+        index = torch.arange(low, low + chunk, device=targets.device).clamp_(max=batch - 1)
+        begin, end = seen_offsets[low], seen_offsets[low + real]
+        local = seen_offsets[low : low + real + 1] - begin
         # The filled-up rows have an empty seen list: their ranks are dropped.
         local = torch.cat([local, local[-1:].expand(chunk - real)])
+        seen = (seen_values[begin:end], local)
         result = rank_chunk(
-            user_states[index], items, t[index], values[begin:end], local, mask_repeats=mask_repeats
+            user_states[index], items, targets[index], *seen, mask_repeats=mask_repeats
         )
         ranks[low : low + real] = result.ranks[:real]
     return ranks

@@ -6,6 +6,7 @@ Scores are small integers, exact in every dtype, so ranks must agree exactly, ti
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from padkern.ops.ranking import count_ranks
 from padkern.testing.mkmmd import Tolerance
-from padkern.testing.opspec import Arguments, ErrorCase, OpSpec, Options, Shape
+from padkern.testing.opspec import Arguments, Case, ErrorCase, OpSpec, Options, RawOp, Shape
 
-# Around the item tile of the options (64) and the chunk of users (256).
+# Around the item tile of the options (64), panels of items (8, 12, 24 and 48 wide), strips (64) and
+# blocks (256) of users, groups of columns (192), and searches of more than one stage.
 SHAPES: dict[str, Shape] = {
     "no_user": (0, 3, 2),
     "ones": (1, 1, 1),
@@ -29,8 +31,19 @@ SHAPES: dict[str, Shape] = {
     "chunk_less_one": (255, 30, 3),
     "chunk": (256, 30, 3),
     "chunk_and_one": (257, 30, 3),
+    "panel_less_one": (9, 47, 3),
+    "panel": (8, 48, 3),
+    "panel_and_one": (7, 49, 3),
+    "two_panels_and_one": (9, 97, 5),
+    "strip_less_one": (63, 50, 3),
+    "strip_and_one": (65, 50, 3),
+    "no_column": (5, 9, 0),
+    "group_of_columns": (9, 50, 192),
+    "group_and_one": (9, 50, 193),
+    "three_groups": (6, 50, 385),
     "wide": (5, 40, 200),
     "many_items": (20, 2000, 8),
+    "many_users": (2100, 50, 4),
 }
 
 
@@ -61,6 +74,8 @@ def count_ranks_oracle(
     mask_repeats: bool = True,
     chunk: int | None = None,
     item_tile: int | None = None,
+    at_most: int | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """Mean position of each target over all orders of its ties, from explicit lists."""
     ranks = []
@@ -74,7 +89,8 @@ def count_ranks_oracle(
             continue
         others = np.array([i for i in range(1, len(item_matrix)) if i not in seen | {target}])
         others = scores[user, others] if len(others) else np.zeros(0)
-        ranks.append(1 + float((others > own).sum()) + float((others == own).sum()) / 2)
+        rank = 1 + float((others > own).sum()) + float((others == own).sum()) / 2
+        ranks.append(rank if at_most is None or rank <= at_most else math.inf)
     return torch.tensor(ranks, dtype=torch.float64)
 
 
@@ -90,7 +106,35 @@ ERRORS = (
     ErrorCase("no_item", {"item_matrix": torch.zeros(1, 2)}, ValueError, "num_items >= 1"),
     ErrorCase("chunk", {"chunk": 0}, ValueError, "at least 1, got 0"),
     ErrorCase("item_tile", {"item_tile": 100}, ValueError, "multiple of 64, got 100"),
+    ErrorCase("at_most", {"at_most": 0}, ValueError, "integer of at least 1, got 0"),
+    ErrorCase("at_most_bool", {"at_most": True}, ValueError, "integer of at least 1, got True"),
+    ErrorCase(
+        "order_count", {"order": [1, 2]}, ValueError, r"permutation of 1..3, got shape \[2\]"
+    ),
+    ErrorCase("order_repeat", {"order": [1, 3, 3]}, ValueError, "permutation of 1..3"),
+    ErrorCase("order_padding", {"order": [0, 1, 2]}, ValueError, "permutation of 1..3"),
+    ErrorCase("integer", {"user_states": torch.zeros(2, 2).long()}, TypeError, "user_states"),
+    ErrorCase("backend", {"backend": "fast"}, ValueError, "must be one of"),
 )
+
+
+def _shuffled(inputs: Arguments) -> Tensor:
+    items = len(inputs["item_matrix"]) - 1
+    return 1 + torch.from_numpy(np.random.default_rng(7).permutation(items))
+
+
+def _pack(case: Case, backend: str) -> tuple[Any, ...]:
+    return case.arguments["item_matrix"], case.arguments.get("order")
+
+
+def _rank(case: Case, backend: str) -> tuple[Any, ...]:
+    given = case.arguments
+    packed = torch.ops.padkern.rank_pack_items.default(*_pack(case, backend))
+    ids = (given["targets"], given["seen_values"], given["seen_offsets"])
+    limits = (given.get("mask_repeats", True), 3, given.get("at_most") or 0)
+    states, matrix = given["user_states"], given["item_matrix"]
+    return states, matrix, *packed, given.get("order"), *ids, *limits
+
 
 RANKING = OpSpec(
     name="count_ranks",
@@ -104,12 +148,24 @@ RANKING = OpSpec(
         Options("default"),
         Options("repeats_count", lambda inputs: {"mask_repeats": False}),
         Options("tiles", lambda inputs: {"chunk": 7, "item_tile": 64}),
+        Options("early", lambda inputs: {"at_most": 10}),
+        Options("first", lambda inputs: {"at_most": 1, "mask_repeats": False}),
+        Options("order", lambda inputs: {"order": _shuffled(inputs)}),
+        Options("early_in_order", lambda inputs: {"at_most": 20, "order": _shuffled(inputs)}),
     ),
     tolerances={torch.float64: Tolerance(0, 0), torch.float32: Tolerance(0, 0)},
-    fixed=frozenset({"seen_values", "seen_offsets"}),
+    backends=("reference", "native"),
+    fixed=frozenset({"seen_values", "seen_offsets", "order"}),
+    raw_ops=(
+        RawOp(torch.ops.padkern.rank_pack_items.default, _pack),
+        RawOp(torch.ops.padkern.rank_topk.default, _rank),
+    ),
+    heavy=frozenset({"many_users"}),
     deciding=("user_states", "item_matrix"),
     errors=ERRORS,
-    parallel_shapes=((300, 700, 48),),
+    parallel_shapes=((300, 700, 48), (40, 3000, 20)),
+    check_shape=(5, 70, 3),
+    far_shape=(70, 60, 3),
     error_shape=(2, 3, 2),
     second_order=(),
 )
