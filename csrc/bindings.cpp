@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "catalogue_loss/catalogue_loss.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/status.h"
@@ -299,6 +300,41 @@ std::string gated_bce_cpu(
   return text(padkern::gated_bce_cpu(params));
 }
 
+// sizes: tokens, items, dim. users and items are (data, row stride), options (targets, bias,
+// candidates, their count), excluded (values, offsets, count), outputs (value, d_users, d_items,
+// d_bias); 0 where there is none. plan: see CatalogueLossParams.
+using RowsTuple = std::tuple<uintptr_t, int64_t>;
+using CatalogueOptionsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t>;
+using ExcludedTuple = std::tuple<uintptr_t, uintptr_t, int64_t>;
+
+std::string catalogue_loss_cpu(int dtype, const std::tuple<int64_t, int64_t, int64_t>& sizes,
+                               const RowsTuple& users, const RowsTuple& items,
+                               const CatalogueOptionsTuple& options, const ExcludedTuple& excluded,
+                               bool want_gradient, const OutputsTuple& outputs, int plan) {
+  padkern::CatalogueLossParams params;
+  params.dtype = static_cast<padkern::CatalogueDtype>(dtype);
+  std::tie(params.tokens, params.items, params.dim) = sizes;
+  params.users = pointer<const void*>(std::get<0>(users));
+  params.user_stride = std::get<1>(users);
+  params.item_rows = pointer<const void*>(std::get<0>(items));
+  params.item_stride = std::get<1>(items);
+  params.targets = pointer<const int64_t*>(std::get<0>(options));
+  params.bias = pointer<const void*>(std::get<1>(options));
+  params.candidates = pointer<const int64_t*>(std::get<2>(options));
+  params.candidate_count = std::get<3>(options);
+  params.excluded_values = pointer<const int64_t*>(std::get<0>(excluded));
+  params.excluded_offsets = pointer<const int64_t*>(std::get<1>(excluded));
+  params.excluded_count = std::get<2>(excluded);
+  params.want_gradient = want_gradient;
+  params.value = pointer<void*>(std::get<0>(outputs));
+  params.d_users = pointer<void*>(std::get<1>(outputs));
+  params.d_items = pointer<void*>(std::get<2>(outputs));
+  params.d_bias = pointer<void*>(std::get<3>(outputs));
+  params.plan = plan;
+  py::gil_scoped_release release;
+  return text(padkern::catalogue_loss_cpu(params));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -312,6 +348,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("mkmmd_batched_workspace_bytes", &mkmmd_batched_workspace_bytes);
   m.def("mkmmd_batched_cpu", &mkmmd_batched_cpu);
   m.def("gated_bce_cpu", &gated_bce_cpu);
+  m.def("catalogue_loss_cpu", &catalogue_loss_cpu);
   m.def("kernel_quadratic_cpu", &kernel_quadratic_cpu);
   m.def("kernel_apply_cpu", &kernel_apply_cpu);
   m.def("draw_memberships_cpu", &draw_memberships_cpu);
