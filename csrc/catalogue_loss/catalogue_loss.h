@@ -32,7 +32,8 @@ struct CatalogueLossParams {
   void* d_users = nullptr;  // [tokens, dim], dense; the three only when want_gradient
   void* d_items = nullptr;  // [items, dim], dense
   void* d_bias = nullptr;   // [items], or null
-  // 0: chosen by the shape. 1: keeps the probabilities of a group of tokens. 2: computes them twice.
+  // 0: chosen by the shape. 1: keeps the probabilities of a group of tokens. 2: computes them
+  // twice.
   int plan = 0;
 };
 

@@ -1,10 +1,9 @@
 // Entry point of the catalogue loss: checks, then the driver of the chosen instruction set.
-#include "catalogue_loss/catalogue_loss.h"
-
 #include <algorithm>
 #include <new>
 #include <vector>
 
+#include "catalogue_loss/catalogue_loss.h"
 #include "catalogue_loss/catalogue_loss_run.h"
 #include "common/isa.h"
 
@@ -58,8 +57,8 @@ Status check(const CatalogueLossParams& p) {
     status = check_ids("candidates", p.candidates, p.candidate_count, p.items);
     for (int64_t i = 1; status.ok && i < p.candidate_count; ++i) {
       if (p.candidates[i] <= p.candidates[i - 1]) {
-        status = error_status("candidates must ascend, got %lld after %lld",
-                              print(p.candidates[i]), print(p.candidates[i - 1]));
+        status = error_status("candidates must ascend, got %lld after %lld", print(p.candidates[i]),
+                              print(p.candidates[i - 1]));
       }
     }
   }

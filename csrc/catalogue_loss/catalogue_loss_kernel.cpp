@@ -9,6 +9,8 @@ namespace PADKERN_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kLd = kCatalogueTokens;
+// Terms of a logit that are rounded together: where columns are equal, all in the same direction.
+constexpr int64_t kSumDepth = 68;
 
 // exp(x) for x <= 0, 0 where that would be subnormal (also for -Inf); NaN stays NaN.
 template <class T>
@@ -72,18 +74,20 @@ void logits(const T* items, int64_t count, const T* panels, int64_t vectors, int
   constexpr int64_t kWidth = kTileWidth<T>;
   constexpr int64_t kLanes = Simd<T>::kLanes;
   constexpr int64_t kRow = kCatalogueRow<T>;
-  const int64_t parts = row_parts(dim, kRow);
-  for (int64_t p = 0; p < parts; ++p) {
-    const int64_t left = dim - p * kRow, depth = left < kRow ? left : kRow;
-    const T* a = items + p * kCatalogueItems * kRow;
-    for (int64_t v = 0; v < vectors; v += kTileVecs) {
-      const int some = static_cast<int>(vectors - v < kTileVecs ? vectors - v : kTileVecs);
-      const T* b = panels + v * kLanes * dim + p * kRow * kWidth;
-      T* c = tile + v * kLanes;
-      if (p == 0) {
+  for (int64_t v = 0; v < vectors; v += kTileVecs) {
+    const int some = static_cast<int>(vectors - v < kTileVecs ? vectors - v : kTileVecs);
+    const T* b = panels + v * kLanes * dim;
+    T* c = tile + v * kLanes;
+    if (dim == 0) tile_columns<T, kRow, 1, false>(some, count, 0, items, b, kWidth, c, kLd);
+    for (int64_t d = 0, depth; d < dim; d += depth) {
+      const int64_t part = d / kRow, within = d % kRow;
+      const int64_t end = (part + 1) * kRow < dim ? (part + 1) * kRow : dim;
+      depth = end - d < kSumDepth ? end - d : kSumDepth;
+      const T* a = items + part * kCatalogueItems * kRow + within;
+      if (d == 0) {
         tile_columns<T, kRow, 1, false>(some, count, depth, a, b, kWidth, c, kLd);
       } else {
-        tile_columns<T, kRow, 1, true>(some, count, depth, a, b, kWidth, c, kLd);
+        tile_columns<T, kRow, 1, true>(some, count, depth, a, b + d * kWidth, kWidth, c, kLd);
       }
     }
   }
@@ -167,9 +171,9 @@ PADKERN_INLINE void times_packed(int64_t rows, int64_t depth, const T* a, const 
     for (int64_t g = 0; g < groups; ++g) {
       // Even groups: a last one of a single vector would run at a third of the rate.
       const int64_t v = vectors * g / groups, next = vectors * (g + 1) / groups;
-      tile_columns<T, ROW_STEP, DEPTH_STEP, ACCUMULATE>(
-          static_cast<int>(next - v), rows, depth, a, packed + p * capacity * kRow + v * kLanes,
-          kRow, c + p * kRow + v * kLanes, ldc);
+      tile_columns<T, ROW_STEP, DEPTH_STEP, ACCUMULATE>(static_cast<int>(next - v), rows, depth, a,
+                                                        packed + p * capacity * kRow + v * kLanes,
+                                                        kRow, c + p * kRow + v * kLanes, ldc);
     }
   }
 }

@@ -6,7 +6,8 @@
 namespace padkern {
 
 // A tile of logits holds kCatalogueItems rows, one per item, of kCatalogueTokens columns, one per
-// token: statistics of a token then are columns, which vectors of tokens take without crossing lanes.
+// token: statistics of a token then are columns, which vectors of tokens take without crossing
+// lanes.
 constexpr int64_t kCatalogueTokens = 96;  // a multiple of every tile width
 constexpr int64_t kCatalogueItems = 128;
 

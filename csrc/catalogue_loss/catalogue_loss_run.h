@@ -113,9 +113,10 @@ class CatalogueRun {
   static constexpr int64_t kTile = kCatalogueItems * kCatalogueTokens;
   static constexpr int64_t kSegments = 32;      // each has sums of its own over a group's tokens
   static constexpr int64_t kSegmentBlocks = 8;  // at least so many, or merging costs too much
-  static constexpr int64_t kKeptBytes = int64_t{64} << 20;
-  static constexpr int64_t kGroupBytes = int64_t{480} << 10;  // of states and sums, for the L2 cache
-  static constexpr int64_t kRoundTokens = 4096;               // packed at once when nothing is kept
+  static constexpr int64_t kKeptBytes = int64_t{128} << 20;
+  static constexpr int64_t kGroupBytes = int64_t{480}
+                                         << 10;  // of states and sums, for the L2 cache
+  static constexpr int64_t kRoundTokens = 4096;  // packed at once when nothing is kept
 
   struct Worker {
     Buffer<T> items, tile, sums;
@@ -157,7 +158,8 @@ class CatalogueRun {
     const int64_t states = 2 * kCatalogueTokens * std::max<int64_t>(p_.dim, 1) * size;
     group_subs_ = split_ ? 64 : std::max<int64_t>(1, kGroupBytes / states);
     const int64_t tiles = std::max<int64_t>(1, kKeptBytes / (blocks_ * kTile * size));
-    keep_ = p_.want_gradient && p_.plan != 2 && (p_.plan == 1 || tiles >= std::min<int64_t>(2, group_subs_));
+    keep_ = p_.want_gradient && p_.plan != 2 &&
+            (p_.plan == 1 || tiles >= std::min<int64_t>(2, group_subs_));
     if (keep_ && p_.plan == 0) group_subs_ = std::min(group_subs_, tiles);
     group_subs_ = std::min(group_subs_, subs_);
     group_subs_ = up(subs_, up(subs_, group_subs_));  // groups of even size

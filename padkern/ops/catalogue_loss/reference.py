@@ -66,7 +66,7 @@ def catalogue_cross_entropy_ref(
         mask = mask if candidates is None else mask.index_select(1, candidates)
         logits = logits.masked_fill(mask, -torch.inf)
     if candidates is not None:
-        targets = torch.searchsorted(candidates, targets)
+        targets = torch.searchsorted(candidates.contiguous(), targets.contiguous())
     return F.cross_entropy(logits, targets)
 
 
