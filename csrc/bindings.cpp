@@ -12,6 +12,7 @@
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/status.h"
+#include "gated_table/gated_table.h"
 #include "mkmmd/kernel_products.h"
 #include "mkmmd/mkmmd.h"
 #include "mkmmd/mkmmd_batched.h"
@@ -335,6 +336,43 @@ std::string catalogue_loss_cpu(int dtype, const std::tuple<int64_t, int64_t, int
   return text(padkern::catalogue_loss_cpu(params));
 }
 
+// tables: (addresses, row strides, widths). sizes: rows, bins. gradient: (d_out, its row stride,
+// d_gate); d_tables and they are 0 and empty for the value, out is 0 for the gradients.
+using TablesTuple = std::tuple<std::vector<uintptr_t>, std::vector<int64_t>, std::vector<int64_t>>;
+using TableGradientTuple = std::tuple<uintptr_t, int64_t, uintptr_t>;
+
+std::string gated_table_cpu(int dtype, const std::tuple<int64_t, int64_t>& sizes,
+                            const TablesTuple& tables, uintptr_t gate, uintptr_t item_bins,
+                            uintptr_t out, const TableGradientTuple& gradient,
+                            const std::vector<uintptr_t>& d_tables) {
+  const auto pointers = [](const std::vector<uintptr_t>& addresses) {
+    std::vector<void*> result;
+    for (const uintptr_t address : addresses) result.push_back(pointer<void*>(address));
+    return result;
+  };
+  const std::vector<void*> inputs = pointers(std::get<0>(tables)), outputs = pointers(d_tables);
+  if (inputs.size() != std::get<1>(tables).size() || inputs.size() != std::get<2>(tables).size() ||
+      (!outputs.empty() && outputs.size() != inputs.size())) {
+    return "gated_table: tables, strides, widths and gradients must be equally many";
+  }
+  padkern::GatedTableParams params;
+  params.dtype = static_cast<padkern::GatedTableDtype>(dtype);
+  params.experts = static_cast<int64_t>(inputs.size());
+  std::tie(params.rows, params.bins) = sizes;
+  params.tables = inputs.data();
+  params.strides = std::get<1>(tables).data();
+  params.widths = std::get<2>(tables).data();
+  params.gate = pointer<const void*>(gate);
+  params.item_bins = pointer<const int64_t*>(item_bins);
+  params.out = pointer<void*>(out);
+  params.d_out = pointer<const void*>(std::get<0>(gradient));
+  params.d_out_stride = std::get<1>(gradient);
+  params.d_gate = pointer<void*>(std::get<2>(gradient));
+  params.d_tables = outputs.empty() ? nullptr : outputs.data();
+  py::gil_scoped_release release;
+  return text(padkern::gated_table_cpu(params));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -349,6 +387,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("mkmmd_batched_cpu", &mkmmd_batched_cpu);
   m.def("gated_bce_cpu", &gated_bce_cpu);
   m.def("catalogue_loss_cpu", &catalogue_loss_cpu);
+  m.def("gated_table_cpu", &gated_table_cpu);
   m.def("kernel_quadratic_cpu", &kernel_quadratic_cpu);
   m.def("kernel_apply_cpu", &kernel_apply_cpu);
   m.def("draw_memberships_cpu", &draw_memberships_cpu);

@@ -29,14 +29,14 @@ define("padkern::catalogue_loss_value_grad", _ARGUMENTS + " -> (Tensor, Tensor, 
 def _value_cpu(*args: Any) -> Tensor:
     from padkern.ops.catalogue_loss.native import catalogue_loss_native
 
-    return catalogue_loss_native(*args, False)[0]
+    return catalogue_loss_native(*args, gradient=False)[0]
 
 
 @impl("padkern::catalogue_loss_value_grad", "CPU")
 def _value_grad_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from padkern.ops.catalogue_loss.native import catalogue_loss_native
 
-    value, d_users, d_items, d_bias = catalogue_loss_native(*args, True)
+    value, d_users, d_items, d_bias = catalogue_loss_native(*args, gradient=True)
     assert d_users is not None
     assert d_items is not None
     return value, d_users, d_items, d_items.new_empty(0) if d_bias is None else d_bias
@@ -99,16 +99,14 @@ def _check(
     chunk: int,
 ) -> None:
     floats = {"users": users, "items": items} | ({} if bias is None else {"bias": bias})
-    ids = {
-        name: x
-        for name, x in (
-            ("targets", targets),
-            ("candidates", candidates),
-            ("excluded_values", excluded_values),
-            ("excluded_offsets", excluded_offsets),
-        )
-        if x is not None or name == "targets"
-    }
+    ids = {"targets": targets}
+    for name, given in (
+        ("candidates", candidates),
+        ("excluded_values", excluded_values),
+        ("excluded_offsets", excluded_offsets),
+    ):
+        if given is not None:
+            ids[name] = given
     for name, x in (floats | ids).items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(x).__name__}")
@@ -216,8 +214,8 @@ def catalogue_cross_entropy(
         bias: optional ``[N]``, added to the logits of every token; ``-inf`` leaves an item out.
         candidates: optional ``[C]`` int64 rows of ``items``, ascending, that make up the softmax;
             must hold all targets. Other rows are not read, their gradient is 0.
-        excluded_values: optional ``[E]`` int64 rows of ``items`` that single tokens leave out, token
-            after token, in any order. A token's own target among them stays in.
+        excluded_values: optional ``[E]`` int64 rows of ``items`` that single tokens leave out, one
+            token after the other, in any order. A token's own target among them stays in.
         excluded_offsets: ``[T + 1]`` int64, token t leaves out
             ``excluded_values[excluded_offsets[t]:excluded_offsets[t + 1]]``.
         chunk: tokens per tile of the reference backend; the tile holds ``chunk * N`` numbers.

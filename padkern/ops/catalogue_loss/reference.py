@@ -157,7 +157,7 @@ def chunked_cross_entropy(
         targets = place[targets]
         if excluded_values is not None and excluded_offsets is not None:
             columns = place[excluded_values]
-            # An item that is no candidate is left out anyway: the target, which never is, stands in.
+            # An item that is no candidate is out anyway: the target, which never is, stands in.
             token = torch.repeat_interleave(
                 torch.arange(len(targets), device=items.device),
                 torch.diff(excluded_offsets),
