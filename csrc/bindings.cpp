@@ -1,38 +1,20 @@
 // padkern._C: raw pointers, sizes and strides in, ValueError text out; nothing else lives here.
-// A new op adds its header, one wrapper and one m.def.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <cstdint>
-#include <string>
-#include <tuple>
-#include <vector>
+// A new op adds a bindings.cpp to its folder and a line to bindings.h.
+#include "bindings.h"
 
 #include "common/isa.h"
 #include "common/parallel.h"
-#include "common/status.h"
 #include "mkmmd/kernel_products.h"
 #include "mkmmd/mkmmd.h"
 #include "mkmmd/mkmmd_batched.h"
 #include "mkmmd/mkmmd_weights.h"
-#include "ranking/ranking.h"
 #include "triple_expert/gated_bce.h"
-
-namespace py = pybind11;
-
-namespace padkern {
-void bind_batch_plan(py::module_& m);  // batch_plan/bindings.cpp
-}
 
 namespace {
 
-template <class P>
-P pointer(uintptr_t address) {
-  return reinterpret_cast<P>(address);
-}
-
-// An empty string means success; the Python launcher raises anything else.
-std::string text(const padkern::Status& status) { return status.ok ? "" : status.message; }
+namespace py = pybind11;
+using padkern::pointer;
+using padkern::text;
 
 void set_parallel(uintptr_t parallel_for, uintptr_t num_threads) {
   padkern::set_parallel(pointer<padkern::ParallelForFn>(parallel_for),
@@ -304,64 +286,6 @@ std::string gated_bce_cpu(
   return text(padkern::gated_bce_cpu(params));
 }
 
-int64_t rank_panel_width(int dtype) {
-  return padkern::rank_panel_width(static_cast<padkern::RankDtype>(dtype));
-}
-
-// matrix is (data, row stride), outputs (panels, largest).
-std::string rank_pack_items_cpu(int dtype, int64_t items, int64_t dim,
-                                const std::tuple<uintptr_t, int64_t>& matrix, uintptr_t order,
-                                const std::tuple<uintptr_t, uintptr_t>& outputs) {
-  padkern::RankPackParams params;
-  params.dtype = static_cast<padkern::RankDtype>(dtype);
-  params.items = items;
-  params.dim = dim;
-  params.matrix = pointer<const void*>(std::get<0>(matrix));
-  params.matrix_stride = std::get<1>(matrix);
-  params.order = pointer<const int64_t*>(order);
-  params.panels = pointer<void*>(std::get<0>(outputs));
-  params.largest = pointer<void*>(std::get<1>(outputs));
-  py::gil_scoped_release release;
-  return text(padkern::rank_pack_items_cpu(params));
-}
-
-// sizes: users, items, dim. states and matrix are (data, row stride), packed (panels, largest,
-// order), ids (targets, seen values, seen offsets, count of seen values), options (mask_repeats,
-// top_k, at_most), outputs (ranks, tied, masked, nan_target, nan_others, top, top_scores).
-std::string rank_topk_cpu(int dtype, const std::tuple<int64_t, int64_t, int64_t>& sizes,
-                          const std::tuple<uintptr_t, int64_t>& states,
-                          const std::tuple<uintptr_t, int64_t>& matrix,
-                          const std::tuple<uintptr_t, uintptr_t, uintptr_t>& packed,
-                          const std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t>& ids,
-                          const std::tuple<bool, int64_t, int64_t>& options,
-                          const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t,
-                                           uintptr_t, uintptr_t>& outputs) {
-  padkern::RankParams params;
-  params.dtype = static_cast<padkern::RankDtype>(dtype);
-  std::tie(params.users, params.items, params.dim) = sizes;
-  params.states = pointer<const void*>(std::get<0>(states));
-  params.state_stride = std::get<1>(states);
-  params.matrix = pointer<const void*>(std::get<0>(matrix));
-  params.matrix_stride = std::get<1>(matrix);
-  params.panels = pointer<const void*>(std::get<0>(packed));
-  params.largest = pointer<const void*>(std::get<1>(packed));
-  params.order = pointer<const int64_t*>(std::get<2>(packed));
-  params.targets = pointer<const int64_t*>(std::get<0>(ids));
-  params.seen_values = pointer<const int64_t*>(std::get<1>(ids));
-  params.seen_offsets = pointer<const int64_t*>(std::get<2>(ids));
-  params.seen_count = std::get<3>(ids);
-  std::tie(params.mask_repeats, params.top_k, params.at_most) = options;
-  params.ranks = pointer<double*>(std::get<0>(outputs));
-  params.tied = pointer<uint8_t*>(std::get<1>(outputs));
-  params.masked = pointer<uint8_t*>(std::get<2>(outputs));
-  params.nan_target = pointer<uint8_t*>(std::get<3>(outputs));
-  params.nan_others = pointer<int64_t*>(std::get<4>(outputs));
-  params.top = pointer<int64_t*>(std::get<5>(outputs));
-  params.top_scores = pointer<void*>(std::get<6>(outputs));
-  py::gil_scoped_release release;
-  return text(padkern::rank_topk_cpu(params));
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -375,11 +299,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("mkmmd_batched_workspace_bytes", &mkmmd_batched_workspace_bytes);
   m.def("mkmmd_batched_cpu", &mkmmd_batched_cpu);
   m.def("gated_bce_cpu", &gated_bce_cpu);
-  m.def("rank_panel_width", &rank_panel_width);
-  m.def("rank_pack_items_cpu", &rank_pack_items_cpu);
-  m.def("rank_topk_cpu", &rank_topk_cpu);
   m.def("kernel_quadratic_cpu", &kernel_quadratic_cpu);
   m.def("kernel_apply_cpu", &kernel_apply_cpu);
   m.def("draw_memberships_cpu", &draw_memberships_cpu);
   padkern::bind_batch_plan(m);
+  padkern::bind_catalogue_loss(m);
+  padkern::bind_ranking(m);
 }

@@ -1,22 +1,10 @@
 // Bindings of the batch plan: raw pointers in, (error text, numbers) out.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <string>
-#include <tuple>
-#include <vector>
+#include "bindings.h"
 
 #include "batch_plan/batch_plan.h"
 
-namespace py = pybind11;
-
 namespace padkern {
 namespace {
-
-template <class P>
-P pointer(uintptr_t address) {
-  return reinterpret_cast<P>(address);
-}
 
 // values, offsets, own_values, own_offsets, candidates, cumulative, bins; rows, items, max_len,
 // candidates' number
@@ -55,7 +43,7 @@ std::tuple<std::string, int64_t, int64_t> sizes(const SourceTuple& source,
                                                 const RequestTuple& request) {
   int64_t tokens, width;
   const Status status = plan_sizes(plan_source(source), plan_request(request), &tokens, &width);
-  return {status.ok ? "" : status.message, tokens, width};
+  return {text(status), tokens, width};
 }
 
 // outputs: the arrays of PlanOutput in their order.
@@ -71,7 +59,7 @@ std::tuple<std::string, int64_t> plan(const SourceTuple& source, const RequestTu
   const PlanRequest what = plan_request(request);
   py::gil_scoped_release release;
   const Status status = batch_plan(from, what, width, &out);
-  return {status.ok ? "" : status.message, out.num_unique};
+  return {text(status), out.num_unique};
 }
 
 }  // namespace

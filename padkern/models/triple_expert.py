@@ -18,6 +18,7 @@ from padkern.data.batch import PackedSequences, pack, pack_ragged, unpad
 from padkern.models.build import build_expert
 from padkern.modules import FrequencyGate
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
+from padkern.ops.gated_table import gated_table
 from padkern.ops.triple_expert import gated_bce_loss
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class ExpertModel(nn.Module):
         unseen_bin: bin of items without a training interaction. They get a zero ID vector and are
             left out of training losses; ``None`` treats every item alike.
         gate_form: see :class:`FrequencyGate`.
-        backend: of the gated binary cross-entropy.
+        backend: of the gated item matrix and of both losses.
 
     Raises:
         ValueError: shapes do not fit, or row 0 is not padding.
@@ -124,8 +125,7 @@ class ExpertModel(nn.Module):
         """``[N + 1, sum d_e]`` gated item matrix; score = inner product with :meth:`encode`."""
         if self.gate is None:
             return tables[0]
-        weights = self.gate(self.bins(hidden))
-        return torch.cat([weights[:, e : e + 1] * t for e, t in enumerate(tables)], 1)
+        return gated_table(tables, self.gate.weights(), self.bins(hidden), backend=self.backend)
 
     def item_matrix(self) -> Tensor:
         """``[N + 1, sum d_e]`` folded item matrix, row 0 zero."""
@@ -212,10 +212,13 @@ class ExpertModel(nn.Module):
             return self._gated_bce(tables, states, bins, targets, negatives)
         if candidates is None:
             candidates = self.seen_items()
-        column = targets.new_full((self.num_items + 1,), -1)
-        column[candidates] = torch.arange(len(candidates), device=targets.device)
-        matrix = self.fold(tables, hidden).index_select(0, candidates)
-        return catalogue_cross_entropy(states, matrix, column[targets])
+        return catalogue_cross_entropy(
+            states,
+            self.fold(tables, hidden),
+            targets,
+            candidates=candidates,
+            backend=self.backend,
+        )
 
     def plan_loss(self, plan: BatchPlan, *, hidden: Tensor | None = None) -> Tensor:
         """:meth:`loss` with the plan's negatives, from the vectors of the batch's items alone.
@@ -281,7 +284,7 @@ class TripleExpert(ExpertModel):
         num_layers: encoder blocks.
         num_heads: attention heads.
         dropout: of the encoders.
-        backend: of the gated loss, see :func:`padkern.ops.triple_expert.gated_bce_loss`.
+        backend: of the gated item matrix and of both losses: "auto", "reference" or "native".
         unseen_bin: bin of items never seen in training; ``None``: no such bin.
         gate_form: ``"scale"`` or ``"sigmoid"``, see :class:`FrequencyGate`.
         fuse: ``"sum"`` or ``"cat"``, how the aligned expert joins ID and text vectors.

@@ -51,7 +51,9 @@ MASKS = _select("test_mkmmd", "mask or nan")
 GATED = _select("test_op_matrix", "matches_the_reference and gated_bce and native")
 RANKS = _select("test_op_matrix", "matches_the_reference and count_ranks")
 BEST_ITEMS = _select("test_ranking_native")
-CATALOGUE = _select("test_op_matrix", "matches_the_reference and catalogue_loss")
+CATALOGUE = _select("test_op_matrix", "matches_the_reference and catalogue_loss and reference")
+CATALOGUE_CORE = _select("test_op_matrix", "matches_the_reference and catalogue_loss and native")
+TABLE = _select("test_op_matrix", "matches_the_reference and gated_table and native")
 
 OP = "padkern/ops/mkmmd/op.py"
 REF = "padkern/ops/mkmmd/reference.py"
@@ -338,6 +340,41 @@ NATIVE_CORE = (
         "full && in.items.order != nullptr ? row_bits<T, VECS, true>",
         "false ? row_bits<T, VECS, true>",
         BEST_ITEMS,
+    ),
+    Mutant(
+        "catalogue_sums_not_rescaled",
+        "csrc/catalogue_loss/catalogue_loss_kernel.cpp",
+        "store(row + d, load(row + d) * factor[t]);",
+        "store(row + d, load(row + d));",
+        CATALOGUE_CORE,
+    ),
+    Mutant(
+        "catalogue_excludes_the_target",
+        "csrc/catalogue_loss/catalogue_loss_run.h",
+        "if (column >= 0 && column != targets_[t]) place(add, column, t);",
+        "if (column >= 0) place(add, column, t);",
+        CATALOGUE_CORE,
+    ),
+    Mutant(
+        "catalogue_bias_gradient_without_target",
+        "csrc/catalogue_loss/catalogue_loss_run.h",
+        "        worker.row_sum[e.item] -= static_cast<double>(share);\n",
+        "",
+        CATALOGUE_CORE,
+    ),
+    Mutant(
+        "catalogue_forgets_earlier_tokens",
+        "csrc/catalogue_loss/catalogue_loss_run.h",
+        "const bool fresh = first == 0;",
+        "const bool fresh = true;",
+        _select("test_catalogue_loss", "plans"),
+    ),
+    Mutant(
+        "table_gate_gradient_of_one_block",
+        "csrc/gated_table/gated_table_cpu.cpp",
+        "for (int64_t b = 0; b < blocks; ++b) sum",
+        "for (int64_t b = 0; b < 1; ++b) sum",
+        TABLE,
     ),
     Mutant(
         "gated_last_columns_dropped",

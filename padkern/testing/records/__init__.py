@@ -5,6 +5,7 @@ from __future__ import annotations
 from padkern.testing.opspec import OpSpec
 from padkern.testing.records.catalogue_loss import CATALOGUE_LOSS
 from padkern.testing.records.gated_bce import GATED_BCE
+from padkern.testing.records.gated_table import GATED_TABLE
 from padkern.testing.records.mkmmd import MKMMD
 from padkern.testing.records.mkmmd_batched import MKMMD_BATCHED
 from padkern.testing.records.mkmmd_witness import MKMMD_WITNESS
@@ -15,6 +16,7 @@ OP_SPECS: tuple[OpSpec, ...] = (
     MKMMD_BATCHED,
     MKMMD_WITNESS,
     GATED_BCE,
+    GATED_TABLE,
     CATALOGUE_LOSS,
     RANKING,
 )

@@ -1,0 +1,247 @@
+"""Public catalogue loss, its registered ops and the autograd function around them.
+
+``padkern::catalogue_loss_value`` and ``padkern::catalogue_loss_value_grad`` are functional and know
+nothing of autograd. The second gives value and derivatives in one pass; backward only scales them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import define, impl, register_fake
+
+from padkern import _backends
+from padkern.ops.catalogue_loss.reference import chunked_cross_entropy
+
+_FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+_ARGUMENTS = (
+    "(Tensor users, Tensor items, Tensor targets, Tensor? bias, Tensor? candidates, "
+    "Tensor? excluded_values, Tensor? excluded_offsets)"
+)
+define("padkern::catalogue_loss_value", _ARGUMENTS + " -> Tensor")
+define("padkern::catalogue_loss_value_grad", _ARGUMENTS + " -> (Tensor, Tensor, Tensor, Tensor)")
+
+
+@impl("padkern::catalogue_loss_value", "CPU")
+def _value_cpu(*args: Any) -> Tensor:
+    from padkern.ops.catalogue_loss.native import catalogue_loss_native
+
+    return catalogue_loss_native(*args, gradient=False)[0]
+
+
+@impl("padkern::catalogue_loss_value_grad", "CPU")
+def _value_grad_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from padkern.ops.catalogue_loss.native import catalogue_loss_native
+
+    value, d_users, d_items, d_bias = catalogue_loss_native(*args, gradient=True)
+    assert d_users is not None
+    assert d_items is not None
+    return value, d_users, d_items, d_items.new_empty(0) if d_bias is None else d_bias
+
+
+@register_fake("padkern::catalogue_loss_value")
+def _value_fake(users: Tensor, *_: Any) -> Tensor:
+    return users.new_empty(())
+
+
+@register_fake("padkern::catalogue_loss_value_grad")
+def _value_grad_fake(
+    users: Tensor, items: Tensor, targets: Tensor, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        users.new_empty(()),
+        users.new_empty(users.shape),
+        items.new_empty(items.shape),
+        items.new_empty(0 if bias is None else bias.shape),
+    )
+
+
+_VALUE = torch.ops.padkern.catalogue_loss_value.default
+_VALUE_GRAD = torch.ops.padkern.catalogue_loss_value_grad.default
+
+
+class _CatalogueFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _VALUE_GRAD(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_value: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        # The item gradient is as large as the catalogue: scaling it by one is a pass worth sparing.
+        # Reading the factor costs nothing on the CPU.
+        if not torch.compiler.is_compiling() and grad_value.is_cpu and grad_value.item() == 1.0:
+            scaled = list(saved)
+        else:
+            scaled = [x * grad_value.to(x.dtype) for x in saved]
+        places = {0: scaled[0], 1: scaled[1], 3: scaled[2]}
+        needed = ctx.needs_input_grad
+        return tuple(places.get(i) if needed[i] else None for i in range(7))
+
+
+def _check(
+    users: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    candidates: Tensor | None,
+    excluded_values: Tensor | None,
+    excluded_offsets: Tensor | None,
+    chunk: int,
+) -> None:
+    floats = {"users": users, "items": items} | ({} if bias is None else {"bias": bias})
+    ids = {"targets": targets}
+    for name, given in (
+        ("candidates", candidates),
+        ("excluded_values", excluded_values),
+        ("excluded_offsets", excluded_offsets),
+    ):
+        if given is not None:
+            ids[name] = given
+    for name, x in (floats | ids).items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(x).__name__}")
+    for name, x in floats.items():
+        if x.dtype not in _FLOAT_DTYPES:
+            raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {x.dtype}")
+    for name, x in ids.items():
+        if x.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, got {x.dtype}")
+    if users.ndim != 2 or items.ndim != 2 or users.shape[1] != items.shape[1]:
+        raise ValueError(
+            f"users and items must be [T, D] and [N, D], got {list(users.shape)} and "
+            f"{list(items.shape)}"
+        )
+    if items.shape[0] == 0:
+        raise ValueError("items must have at least one row")
+    if targets.shape != users.shape[:1] or users.shape[0] == 0:
+        raise ValueError(
+            f"targets must be [{users.shape[0]}] with T >= 1, got {list(targets.shape)}"
+        )
+    if bias is not None and bias.shape != items.shape[:1]:
+        raise ValueError(f"bias must be [{items.shape[0]}], got {list(bias.shape)}")
+    if candidates is not None and (candidates.ndim != 1 or candidates.shape[0] == 0):
+        raise ValueError(f"candidates must be [C] with C >= 1, got {list(candidates.shape)}")
+    if (excluded_values is None) != (excluded_offsets is None):
+        raise ValueError("excluded_values and excluded_offsets must be given together")
+    if excluded_values is not None and excluded_values.ndim != 1:
+        raise ValueError(f"excluded_values must be [E], got {list(excluded_values.shape)}")
+    if excluded_offsets is not None and tuple(excluded_offsets.shape) != (users.shape[0] + 1,):
+        raise ValueError(
+            f"excluded_offsets must be [{users.shape[0] + 1}], got {list(excluded_offsets.shape)}"
+        )
+    if chunk < 1:
+        raise ValueError(f"chunk must be >= 1, got {chunk}")
+    for name, x in (floats | ids).items():
+        if x.device != users.device:
+            raise ValueError(f"{name} must be on {users.device}, got {x.device}")
+
+
+def _check_ids(
+    items: Tensor,
+    targets: Tensor,
+    candidates: Tensor | None,
+    excluded_values: Tensor | None,
+    excluded_offsets: Tensor | None,
+) -> None:
+    """Values of ids on the CPU; the native backend checks its own, on a device torch does."""
+    limit = items.shape[0] - 1
+    named = {"targets": targets, "candidates": candidates, "excluded_values": excluded_values}
+    for name, x in named.items():
+        if x is None:
+            continue
+        wrong = (x < 0) | (x > limit)
+        if bool(wrong.any()):
+            raise ValueError(f"{name} must lie in 0..{limit}, got {int(x[wrong][0])}")
+    if candidates is not None:
+        steps = torch.diff(candidates) <= 0
+        if bool(steps.any()):
+            place = int(torch.nonzero(steps)[0])
+            raise ValueError(
+                f"candidates must ascend, got {int(candidates[place + 1])} after "
+                f"{int(candidates[place])}"
+            )
+        outside = ~torch.isin(targets, candidates)
+        if bool(outside.any()):
+            raise ValueError(
+                f"targets must be among the candidates, got item {int(targets[outside][0])}"
+            )
+    if excluded_offsets is not None and excluded_values is not None:
+        count = excluded_values.shape[0]
+        bad = torch.diff(excluded_offsets) < 0
+        if int(excluded_offsets[0]) != 0 or int(excluded_offsets[-1]) != count or bool(bad.any()):
+            raise ValueError(f"excluded_offsets must ascend from 0 to {count}")
+
+
+def catalogue_cross_entropy(
+    users: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    candidates: Tensor | None = None,
+    excluded_values: Tensor | None = None,
+    excluded_offsets: Tensor | None = None,
+    chunk: int = 1024,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Mean cross-entropy of ``users @ items.T`` against ``targets``, without keeping the logits.
+
+    .. math::
+        L = \frac1T \sum_t \Bigl(\log \sum_{i \in C_t} e^{z_{ti}} - z_{t,y_t}\Bigr), \qquad
+        z_{ti} = \langle u_t, v_i\rangle + b_i
+
+    where :math:`C_t` are the candidates without the items that token t leaves out; its target is
+    always in. The gradients are computed beside the value, so backward only scales them.
+
+    Sampled softmax: ``candidates`` are the drawn items together with the targets, ``bias`` holds
+    minus the logarithm of how often an item is drawn, and items that a token must not have as
+    negatives (accidental hits) are its excluded ones.
+
+    Args:
+        users: ``[T, D]`` states, T >= 1; float64, float32, float16 or bfloat16.
+        items: ``[N, D]`` item vectors, N >= 1.
+        targets: ``[T]`` int64 rows of ``items``.
+        bias: optional ``[N]``, added to the logits of every token; ``-inf`` leaves an item out.
+        candidates: optional ``[C]`` int64 rows of ``items``, ascending, that make up the softmax;
+            must hold all targets. Other rows are not read, their gradient is 0.
+        excluded_values: optional ``[E]`` int64 rows of ``items`` that single tokens leave out, one
+            token after the other, in any order. A token's own target among them stays in.
+        excluded_offsets: ``[T + 1]`` int64, token t leaves out
+            ``excluded_values[excluded_offsets[t]:excluded_offsets[t + 1]]``.
+        chunk: tokens per tile of the reference backend; the tile holds ``chunk * N`` numbers.
+        backend: "auto", "reference" (plain torch, any device) or "native" (CPU, same bits for any
+            number of threads). A named backend never falls back; "auto" may. First order only.
+
+    Returns:
+        Scalar, fp64 if ``users`` or ``items`` are, else fp32, also under autocast.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit, there is no token, an id is out of range, the
+            candidates do not ascend or lack a target (values are checked on the CPU).
+        RuntimeError: the named backend cannot run; the message says why.
+    """
+    _check(users, items, targets, bias, candidates, excluded_values, excluded_offsets, chunk)
+    dtype = torch.float64 if torch.float64 in (users.dtype, items.dtype) else torch.float32
+    users, items = users.to(dtype), items.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    arrays = (users, items, targets, bias, candidates, excluded_values, excluded_offsets)
+    chosen = _backends.resolve_backend(backend, lambda: _backends.why_not_native(*arrays))
+    if chosen == "native":
+        floats = (users, items) if bias is None else (users, items, bias)
+        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in floats)
+        return _CatalogueFunction.apply(*arrays)[0] if wanted else _VALUE(*arrays)
+    if users.is_cpu and not torch.compiler.is_compiling():
+        _check_ids(items, targets, candidates, excluded_values, excluded_offsets)
+    with torch.autocast(users.device.type, enabled=False):
+        return chunked_cross_entropy(*arrays, chunk)
