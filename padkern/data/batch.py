@@ -8,13 +8,26 @@ is where most of the training time is saved.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from padkern.data.dataset import Ragged
+
+
+class DropoutKey(NamedTuple):
+    """What the dropout masks of a batch are a function of.
+
+    Attributes:
+        seed: 0..2**63 - 1, root of the masks.
+        step: 0..2**32 - 1, which draw.
+    """
+
+    seed: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class PackedSequences:
             ``max_len - 1``.
         grid: ``[T]`` int64 flat slot of each token in a ``[B, width]`` grid (tokens first).
         width: longest sequence of the batch.
+        key: of the dropout masks in training; ``None``: encoders draw one from torch's generator.
     """
 
     items: Tensor
@@ -36,6 +50,7 @@ class PackedSequences:
     positions: Tensor
     grid: Tensor
     width: int
+    key: DropoutKey | None = None
 
     @property
     def batch_size(self) -> int:
@@ -49,8 +64,12 @@ class PackedSequences:
     def to(self, device: torch.device | str) -> PackedSequences:
         return PackedSequences(
             self.items.to(device), self.offsets.to(device), self.positions.to(device),
-            self.grid.to(device), self.width,
+            self.grid.to(device), self.width, self.key,
         )  # fmt: skip
+
+    def keyed(self, seed: int, step: int) -> PackedSequences:
+        """The same tokens with dropout masks that are a function of (seed, step)."""
+        return replace(self, key=DropoutKey(seed, step))
 
 
 def pack(items: Tensor, offsets: Tensor, max_len: int) -> PackedSequences:

@@ -272,6 +272,7 @@ class Phases:
 
     def _loss(self, model, batch: TrainBatch, step: int, row: str, tables=None) -> Tensor:
         packed, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        packed = packed.keyed(stream_seed(self.config.seed, row, "dropout"), step)
         hidden = self._hidden(step) if row == "pad" else None
         tables = model.tables(hidden) if tables is None else tables
         states = model.encode(tables, packed)
