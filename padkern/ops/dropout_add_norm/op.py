@@ -252,7 +252,7 @@ def dropout_add_norm(
     )
     if chosen != "native":
         _check_token_values(token_ids)
-        with torch.autocast(x.device.type, enabled=False):
+        with _backends.without_autocast(x.device.type):
             return dropout_add_norm_ref(
                 x, residual, weight, shift,
                 bias=bias, dropout=dropout, seed=seed, step=step, token_ids=token_ids, eps=eps,

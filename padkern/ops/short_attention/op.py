@@ -165,7 +165,7 @@ def _fallback(
     if q.is_cpu and not compiling:
         _check_offsets(offsets, q.shape[0], longest)
     alone = backend == "auto" and dropout == 0 and q.is_cpu and not compiling and len(q) > 0
-    with torch.autocast(q.device.type, enabled=False):
+    with _backends.without_autocast(q.device.type):
         if alone and int(offsets.diff().max()) > MAX_TOKENS:
             return long_attention(q, k, v, offsets, scale)
         return short_attention_ref(
