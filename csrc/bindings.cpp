@@ -304,5 +304,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("draw_memberships_cpu", &draw_memberships_cpu);
   padkern::bind_batch_plan(m);
   padkern::bind_catalogue_loss(m);
+  padkern::bind_encoder(m);
   padkern::bind_ranking(m);
 }

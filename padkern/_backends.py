@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TypeVar
 
@@ -26,6 +27,13 @@ def _constant(function: Reason) -> Reason:
     """torch.compiler.assume_constant_result without its import of the whole compiler."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Autocast off, where the device knows autocast at all (meta does not)."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def check_backend(backend: str) -> None:

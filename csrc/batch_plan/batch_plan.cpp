@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "common/philox.h"
+#include "common/philox_words.h"
 
 namespace padkern {
 namespace {

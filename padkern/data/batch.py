@@ -7,12 +7,25 @@ is where most of the training time is saved.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from padkern.data.dataset import Ragged
+
+
+class DropoutKey(NamedTuple):
+    """What the dropout masks of a batch are a function of.
+
+    Attributes:
+        seed: 0..2**63 - 1, root of the masks.
+        step: 0..2**32 - 1, which draw.
+    """
+
+    seed: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class PackedSequences:
             ``max_len - 1``.
         grid: ``[T]`` int64 flat slot of each token in a ``[B, width]`` grid (tokens first).
         width: longest sequence of the batch.
+        key: of the dropout masks in training; ``None``: encoders draw one from torch's generator.
     """
 
     items: Tensor
@@ -34,6 +48,7 @@ class PackedSequences:
     positions: Tensor
     grid: Tensor
     width: int
+    key: DropoutKey | None = None
 
     @property
     def batch_size(self) -> int:
@@ -47,8 +62,12 @@ class PackedSequences:
     def to(self, device: torch.device | str) -> PackedSequences:
         return PackedSequences(
             self.items.to(device), self.offsets.to(device), self.positions.to(device),
-            self.grid.to(device), self.width,
+            self.grid.to(device), self.width, self.key,
         )  # fmt: skip
+
+    def keyed(self, seed: int, step: int) -> PackedSequences:
+        """The same tokens with dropout masks that are a function of (seed, step)."""
+        return replace(self, key=DropoutKey(seed, step))
 
 
 def pack(items: Tensor, offsets: Tensor, max_len: int) -> PackedSequences:

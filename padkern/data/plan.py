@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -59,10 +59,11 @@ class BatchPlan:
     @property
     def local_inputs(self) -> PackedSequences:
         """The packed inputs with places in ``unique`` for item ids."""
-        packed = self.inputs
-        return PackedSequences(
-            self.input_rows, packed.offsets, packed.positions, packed.grid, packed.width
-        )
+        return replace(self.inputs, items=self.input_rows)
+
+    def keyed(self, seed: int, step: int) -> BatchPlan:
+        """The same batch with dropout masks that are a function of (seed, step)."""
+        return replace(self, inputs=self.inputs.keyed(seed, step))
 
     def to(self, device: torch.device | str) -> BatchPlan:
         """The plan on another device; ``users`` stay on the host."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import torch
+
+from padkern.ops.keyed_dropout import philox
 
 
 def stream_seed(*parts: int | str) -> int:
@@ -18,12 +21,10 @@ def stream_seed(*parts: int | str) -> int:
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
-_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_STEPS = 0x9E3779B9, 0xBB67AE85
 
 
 def philox_words(key: int, counter: np.ndarray) -> np.ndarray:
-    """Philox 4x32-10, the twin of ``csrc/common/philox.h``.
+    """Philox 4x32-10 as in :func:`padkern.ops.keyed_dropout.philox`, in numpy.
 
     Args:
         key: 64 bits.
@@ -31,17 +32,10 @@ def philox_words(key: int, counter: np.ndarray) -> np.ndarray:
 
     Returns:
         ``[...]`` uint64: the first two of the four output words, the first one high.
-
-    Source: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
-    keys = [key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF]
-    a, b, c, d = (counter[..., i].astype(np.uint64) & _LOW for i in range(4))
-    for _ in range(10):
-        left, right = _MULTIPLIERS[0] * a, _MULTIPLIERS[1] * c
-        a, b = (right >> _HALF) ^ b ^ np.uint64(keys[0]), right & _LOW
-        c, d = (left >> _HALF) ^ d ^ np.uint64(keys[1]), left & _LOW
-        keys = [(word + step) & 0xFFFFFFFF for word, step in zip(keys, _STEPS, strict=True)]
-    return (a << _HALF) | b
+    words = torch.from_numpy(counter.astype(np.int64)).unbind(-1)
+    high, low, _, _ = philox(key, *words)
+    return ((high << 32) | low).numpy().view(np.uint64)
 
 
 def scaled(words: np.ndarray, count: int) -> np.ndarray:

@@ -183,12 +183,17 @@ class Expert(nn.Module):
         if self.pool is not None:
             self.pool_scale = nn.Parameter(torch.tensor(float(pool_scale)))
 
-    def encode(self, table: Tensor, packed: PackedSequences) -> Tensor:
-        """``[T, d]`` states of packed tokens whose item vectors are rows of ``table``."""
+    def encode(self, table: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
+        """``[T, d]`` states of packed tokens whose item vectors are rows of ``table``.
+
+        ``[B, d]``, those of each sequence's last token, with ``last``.
+        """
         x = table.index_select(0, packed.items)
-        state = self.encoder(x, packed)
+        state = self.encoder(x, packed, last=last)
         if self.pool is not None:
-            state = state + self.pool_scale * self.pool(x, packed)
+            pooled = self.pool(x, packed)
+            pooled = pooled.index_select(0, packed.last) if last else pooled
+            state = state + self.pool_scale * pooled
         return state
 
 
@@ -226,7 +231,9 @@ class TextSpaceExpert(nn.Module):
         nothing to act on."""
         return text if rows is None else text.index_select(0, rows)
 
-    def encode(self, table: Tensor, packed: PackedSequences) -> Tensor:
-        """``[T, E]`` states of packed tokens."""
+    def encode(self, table: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
+        """``[T, E]`` states of packed tokens, ``[B, E]`` of the last ones with ``last``."""
         x = table.index_select(0, packed.items)
-        return self.pool_scale * self.pool(x, packed) + self.up(self.encoder(self.down(x), packed))
+        pooled = self.pool(x, packed)
+        pooled = pooled.index_select(0, packed.last) if last else pooled
+        return self.pool_scale * pooled + self.up(self.encoder(self.down(x), packed, last=last))

@@ -71,6 +71,8 @@ class ExpertModel(nn.Module):
         if int(item_bins[0]) != 0 or int(item_bins.min()) < 0:
             raise ValueError("item_bins must be >= 0 and 0 for padding (row 0)")
         self.experts = nn.ModuleDict(experts)
+        for stream, expert in enumerate(self.experts.values()):
+            expert.encoder.stream = stream  # dropout masks of its own
         self.backend = backend
         self.unseen_bin = unseen_bin
         bins = item_bins.to(torch.int64)
@@ -105,10 +107,15 @@ class ExpertModel(nn.Module):
             scale = scale.masked_fill(hidden, 0.0)
         return [expert.tower(self.text, scale, rows) for expert in self.experts.values()]
 
-    def encode(self, tables: Sequence[Tensor], packed: PackedSequences) -> Tensor:
-        """``[T, sum d_e]`` states of all tokens, the experts' states side by side."""
+    def encode(
+        self, tables: Sequence[Tensor], packed: PackedSequences, *, last: bool = False
+    ) -> Tensor:
+        """``[T, sum d_e]`` states of all tokens, the experts' states side by side.
+
+        ``[B, sum d_e]``, those of each sequence's last token, with ``last``.
+        """
         states = [
-            expert.encode(table, packed)
+            expert.encode(table, packed, last=last)
             for expert, table in zip(self.experts.values(), tables, strict=True)
         ]
         return states[0] if len(states) == 1 else torch.cat(states, 1)
@@ -153,8 +160,7 @@ class ExpertModel(nn.Module):
             items, offsets = unpad(items)
         self._check_ids(items, "items")
         packed = pack(items, offsets, self.max_len)
-        states = self.encode(self.tables(), packed)
-        return states.index_select(0, packed.last) if last else states
+        return self.encode(self.tables(), packed, last=last)
 
     def loss(
         self,
@@ -260,8 +266,7 @@ class ExpertModel(nn.Module):
     def user_states(self, history: Ragged) -> Tensor:
         """``[n, sum d_e]`` states of histories, of each the last ``max_len`` items."""
         packed = pack_ragged(history, self.max_len).to(self.text.device)
-        states = self.encode(self.tables(), packed)
-        return states.index_select(0, packed.last)
+        return self.encode(self.tables(), packed, last=True)
 
     def _check_ids(self, ids: Tensor, name: str) -> None:
         if ids.numel() and (int(ids.min()) < 1 or int(ids.max()) > self.num_items):

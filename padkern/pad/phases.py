@@ -276,6 +276,7 @@ class Phases:
         )  # fmt: skip
 
     def _loss(self, model, batch: BatchPlan, step: int, row: str, tables=None) -> Tensor:
+        batch = batch.keyed(stream_seed(self.config.seed, row, "dropout"), step)
         hidden = self._hidden(step) if row == "pad" else None
         sampled = self.config.loss.kind == "bce"
         if sampled and tables is None:

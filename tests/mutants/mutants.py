@@ -464,4 +464,65 @@ TRITON = (
     ),
 )
 
-MUTANTS = PYTHON + NATIVE_CORE + BATCH_PLAN + TRITON
+ATTENTION = "csrc/short_attention/short_attention_kernel.cpp"
+ADD_NORM = "csrc/dropout_add_norm/dropout_add_norm_kernel.cpp"
+PACKED = _select("test_encoder_packing", "packed_equals_padded")
+
+ENCODER = (
+    Mutant(
+        "attention_sees_one_token_ahead",
+        ATTENTION,
+        """lanes + static_cast<uint32_t>(x) <= Bits{} + static_cast<uint32_t>(i)
+                         ? load(row + x) * scale""",
+        """lanes + static_cast<uint32_t>(x) <= Bits{} + static_cast<uint32_t>(i + 1)
+                         ? load(row + x) * scale""",
+        _select("test_op_matrix", "matches_the_reference and short_attention and native"),
+    ),
+    Mutant(
+        "attention_gradient_without_its_mean",
+        ATTENTION,
+        "own * (load(g + x) - mean) * view.scale",
+        "own * load(g + x) * view.scale",
+        _select("test_op_matrix", "matches_the_reference and short_attention and native"),
+    ),
+    Mutant(
+        "attention_heads_share_their_masks",
+        ATTENTION,
+        "Words{} + static_cast<uint64_t>(head)};",
+        "Words{} + static_cast<uint64_t>(0 * head)};",
+        PACKED,
+    ),
+    Mutant(
+        "norm_gradient_keeps_the_rows_own_direction",
+        ADD_NORM,
+        "(load(slope + c) - mean_slope - load(unit + c) * mean_product) * inverse",
+        "(load(slope + c) - mean_slope) * inverse",
+        _select("test_op_matrix", "matches_the_reference and dropout_add_norm and native"),
+    ),
+    Mutant(
+        "norm_gradient_of_the_bias_without_its_mask",
+        ADD_NORM,
+        """      g *= keep;
+      if (d_x != nullptr) store_part(d_x + c, g, left);
+""",
+        """      if (d_x != nullptr) store_part(d_x + c, g * keep, left);
+""",
+        _select("test_op_matrix", "matches_the_reference and dropout_add_norm and native"),
+    ),
+    Mutant(
+        "places_share_their_masks",
+        "padkern/models/sasrec.py",
+        '"seed": mix_seed(self.seed, place)',
+        '"seed": mix_seed(self.seed, 0)',
+        PACKED,
+    ),
+    Mutant(
+        "masks_ignore_the_step",
+        "padkern/models/sasrec.py",
+        "Masks(self.dropout, mix_seed(packed.key.seed, self.stream), packed.key.step)",
+        "Masks(self.dropout, mix_seed(packed.key.seed, self.stream), 0)",
+        _select("test_encoder_packing", "key_alone"),
+    ),
+)
+
+MUTANTS = PYTHON + NATIVE_CORE + BATCH_PLAN + ENCODER + TRITON

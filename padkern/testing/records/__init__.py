@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from padkern.testing.opspec import OpSpec
 from padkern.testing.records.catalogue_loss import CATALOGUE_LOSS
+from padkern.testing.records.dropout_add_norm import DROPOUT_ADD_NORM
 from padkern.testing.records.gated_bce import GATED_BCE
 from padkern.testing.records.gated_table import GATED_TABLE
 from padkern.testing.records.mkmmd import MKMMD
 from padkern.testing.records.mkmmd_batched import MKMMD_BATCHED
 from padkern.testing.records.mkmmd_witness import MKMMD_WITNESS
 from padkern.testing.records.ranking import RANKING
+from padkern.testing.records.short_attention import SHORT_ATTENTION
 
 OP_SPECS: tuple[OpSpec, ...] = (
     MKMMD,
@@ -19,4 +21,6 @@ OP_SPECS: tuple[OpSpec, ...] = (
     GATED_TABLE,
     CATALOGUE_LOSS,
     RANKING,
+    DROPOUT_ADD_NORM,
+    SHORT_ATTENTION,
 )
