@@ -1,10 +1,10 @@
 """Full-catalogue cross-entropy of a PAD training step: native, torch forms, torch's chunked loss.
 
 Run with ``pytest benchmarks/bench_catalogue_loss.py --benchmark-only``. A batch of 512 users of
-Prime Pantry has 3,098 tokens, D = 192; its catalogue has 8,347 items, and 100,000 stand for a larger
-one. Forward and backward. Every contender is checked against float64 before it is timed, at 100,000
-items on its value, 64 tokens and 512 items. A chunked peer runs with each of several chunk sizes;
-its best is what to compare with.
+Prime Pantry has 3,098 tokens, D = 192; its catalogue has 8,347 items, and 100,000 stand for a
+larger one. Forward and backward. Every contender is checked against float64 before it is timed: its
+value and its gradients by every 49th token and every 197th item. A chunked peer runs with each of
+several chunk sizes; its best is what to compare with.
 
 ``PADKERN_BENCH_MILLION=1`` adds 1,000,000 items x 4,096 tokens, with the growth of resident memory.
 """

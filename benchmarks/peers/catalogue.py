@@ -72,7 +72,11 @@ class _Chunked(torch.autograd.Function):
 
 def chunked(rows: int, *, compiled: bool = False) -> Loss:
     """Chunks of ``rows`` tokens; with ``compiled`` a chunk's formula goes through inductor."""
-    terms: Any = torch.compile(chunk_terms) if compiled else chunk_terms_in_place
+    return chunked_by(rows, torch.compile(chunk_terms) if compiled else chunk_terms_in_place)
+
+
+def chunked_by(rows: int, terms: Callable[..., Any]) -> Loss:
+    """The loss around one of the two formulas of a chunk."""
     return lambda users, items, targets: _Chunked.apply(users, items, targets, rows, terms)
 
 
@@ -82,9 +86,6 @@ def linear_cross_entropy(rows: int | None = None) -> Loss:
     Raises:
         AttributeError: this torch has none.
     """
-    function, options = F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions
-    if rows is None:
-        chosen = options()
-    else:
-        chosen = options(batch_chunk_size=rows, chunking_method=None)
+    function, make = F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions
+    chosen = make() if rows is None else make(batch_chunk_size=rows, chunking_method=None)
     return lambda users, items, targets: function(users, items, targets, options=chosen)
