@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from machine_limits import Limits
-from peers import budget, exact, flash, libraries, torch_forms
+from peers import budget, catalogue, exact, flash, libraries, torch_forms
 from roofline import Device, roofline
 
+from padkern.ops.catalogue_loss import catalogue_cross_entropy_ref
 from padkern.testing import exact_mkmmd, make_mkmmd_inputs, relative_error, value_and_gradients
 
 PLAIN = {
@@ -188,3 +189,27 @@ def test_strips_leave_a_weighted_diagonal_out():
     parts = value_and_gradients(torch_forms.strips(2), source, target)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["plain", "chunked", "compiled", "torch"])
+def test_catalogue_peers_match_the_reference(name):
+    if name == "torch" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        pytest.skip("this torch has no linear_cross_entropy")
+    users, items = torch.randn(13, 6).requires_grad_(), torch.randn(31, 6).requires_grad_()
+    targets = torch.randint(31, (13,))
+    losses = {
+        "plain": lambda: catalogue.plain,
+        "chunked": lambda: catalogue.chunked(5),
+        "compiled": lambda: catalogue.chunked_by(5, catalogue.chunk_terms),
+        "torch": lambda: catalogue.linear_cross_entropy(5),
+    }
+    loss = losses[name]()(users, items, targets)
+    want = catalogue_cross_entropy_ref(users, items, targets)
+    torch.testing.assert_close(loss, want)
+    pairs = zip(
+        torch.autograd.grad(2 * loss, (users, items)),
+        torch.autograd.grad(2 * want, (users, items)),
+        strict=True,
+    )
+    for got, expected in pairs:
+        torch.testing.assert_close(got, expected)

@@ -87,11 +87,11 @@ def test_both_plans_have_the_bits_of_one_thread(shape, plan, native_core, restor
     chosen = torch.unique(torch.cat([targets, torch.arange(0, shape[1], 3)]))
     wide = [x.detach().double().requires_grad_() for x in (users, vectors, bias)]
     for candidates in (None, chosen):
-        arguments = (users, vectors, targets, bias, candidates, *excluded, True, plan)
+        arguments = (users, vectors, targets, bias, candidates, *excluded)
         results = []
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(catalogue_loss_native(*arguments))
+            results.append(catalogue_loss_native(*arguments, gradient=True, plan=plan))
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
         loss = catalogue_cross_entropy_ref(*wide[:2], targets, wide[2], candidates, *excluded)

@@ -168,10 +168,7 @@ def test_half_inputs_are_no_worse_than_eager(spec, dtype):
 
 @pytest.mark.parametrize(("spec", "backend"), _implementations())
 def test_bits_do_not_depend_on_threads_or_run(spec, backend, backend_ready, restore_threads):
-    """1, 2 and 4 threads, on any number of cores, and 20 repeats of two shapes.
-
-    An op of torch's own products promises the repeats only.
-    """
+    """1, 2 and 4 threads, on any number of cores, and 20 repeats of two shapes."""
     if backend == "reference":
         pytest.skip("plain torch does not promise the same bits for every thread count")
     small = [shape for shape in spec.shapes.values() if spec.options[0].fits(shape)]
@@ -181,7 +178,6 @@ def test_bits_do_not_depend_on_threads_or_run(spec, backend, backend_ready, rest
             case, first = spec.case(shape, options=options), None
             for threads in (1, 2, 4):
                 torch.set_num_threads(threads)
-                first = None if spec.plain_torch else first
                 for _ in range(10 if number < 2 and options is spec.options[0] else 1):
                     got = run(spec, case, backend)
                     first = got if first is None else first

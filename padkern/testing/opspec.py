@@ -123,8 +123,6 @@ class OpSpec:
         far_shape: A shape of more than one block whose rows are then spread over the memory.
         modules: Makers of modules over the op, to be copied and pickled.
         second_order: Backends that have second derivatives.
-        plain_torch: The one implementation is made of torch's own products, whose bits may depend
-            on the number of threads.
     """
 
     name: str
@@ -157,7 +155,6 @@ class OpSpec:
     far_shape: Shape = ()
     modules: tuple[Callable[[], torch.nn.Module], ...] = ()
     second_order: tuple[str | None, ...] = ("reference",)
-    plain_torch: bool = False
 
     def case(
         self,

@@ -26,6 +26,7 @@ def catalogue_loss_native(
     candidates: Tensor | None,
     excluded_values: Tensor | None,
     excluded_offsets: Tensor | None,
+    *,
     gradient: bool,
     plan: int = 0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
