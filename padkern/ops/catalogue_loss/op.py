@@ -71,11 +71,14 @@ class _CatalogueFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # no zeros as large as the gradients
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_value: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad_value is None:
+            return (None,) * 7
         saved = ctx.saved_tensors
         # The item gradient is as large as the catalogue: scaling it by one is a pass worth sparing.
         # Reading the factor costs nothing on the CPU.
