@@ -1,7 +1,8 @@
 """The training loop that every phase shares: epochs, schedule, early stopping, exact resume.
 
-All randomness of an epoch derives from (seed, phase, epoch), so a phase that was killed and resumed
-at an epoch boundary gives the same bits as one that was not, on as many threads.
+All randomness of an epoch derives from (seed, phase, epoch), the dropout masks of the encoders from
+(seed, phase, step), so a phase that was killed and resumed at an epoch boundary gives the same bits
+as one that was not, on as many threads.
 """
 
 from __future__ import annotations

@@ -470,12 +470,10 @@ PACKED = _select("test_encoder_packing", "packed_equals_padded")
 
 ENCODER = (
     Mutant(
-        "attention_sees_one_token_ahead",
+        "attention_key_gradient_misses_the_own_query",
         ATTENTION,
-        """lanes + static_cast<uint32_t>(x) <= Bits{} + static_cast<uint32_t>(i)
-                         ? load(row + x) * scale""",
-        """lanes + static_cast<uint32_t>(x) <= Bits{} + static_cast<uint32_t>(i + 1)
-                         ? load(row + x) * scale""",
+        "if (PART == Part::kTermsFromRow) first = i;",
+        "if (PART == Part::kTermsFromRow) first = i + 1;",
         _select("test_op_matrix", "matches_the_reference and short_attention and native"),
     ),
     Mutant(

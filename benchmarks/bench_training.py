@@ -1,0 +1,124 @@
+"""One optimiser step of PAD's phase 3 (three experts) at Prime Pantry's shape, on the CPU.
+
+Run with ``pytest benchmarks/bench_training.py --benchmark-only``. 512 users whose input lengths are
+drawn from Prime Pantry's histogram (mean 5.9 of 20), 8,347 items, text width 4096, d = 128, 5
+blocks, 2 heads, one negative, AdamW. The padded forms get their text vectors gathered beforehand.
+All contenders are forms of one model: without dropout their losses and gradients must agree before
+they are timed with it. ``epoch_s`` is the step times the 26 steps of an epoch of 12,871 users:
+extrapolated, not run.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from peers import training
+
+from padkern import TripleExpert, _native
+from padkern.data.batch import pack
+
+# Input lengths 1..20 of the 12,871 training rows of Prime Pantry.
+HISTOGRAM = [0, 3503, 2089, 1520, 1128, 828, 624, 473, 396, 311]
+HISTOGRAM += [230, 252, 163, 158, 109, 111, 103, 103, 697, 73]
+USERS, ITEMS, TEXT, LENGTH, EPOCH_STEPS = 512, 8347, 4096, 20, 26
+CONTENDERS = ("padkern", "packed_eager", "padded_authors", "padded_compiled")
+
+
+@lru_cache(maxsize=1)
+def setting():
+    """The model and one batch."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    text = torch.randn(ITEMS + 1, TEXT) / TEXT**0.5
+    text[0] = 0
+    bins = torch.from_numpy(rng.integers(1, 11, ITEMS + 1))
+    bins[0] = 0
+    model = TripleExpert(
+        ITEMS, text, bins, dim=128, max_len=LENGTH, num_layers=5, num_heads=2, dropout=0.1,
+        fuse="cat", text_layers=4, pool_decay=None, language="projected", gate_form="sigmoid",
+        id_init="xavier",
+    )  # fmt: skip
+    model.gate.reset_parity()
+    offsets = np.cumsum([0, *training.lengths_like(HISTOGRAM, USERS, seed=1)])
+    tokens = int(offsets[-1])
+    items, targets, negatives = (
+        torch.from_numpy(np.minimum(rng.zipf(1.3, tokens), ITEMS)),
+        torch.from_numpy(np.minimum(rng.zipf(1.3, tokens), ITEMS)),
+        torch.from_numpy(rng.integers(1, ITEMS + 1, tokens)),
+    )
+    # A user's inputs and targets are one sequence shifted by one.
+    inside = np.setdiff1d(np.arange(tokens), offsets[1:] - 1)
+    targets[inside] = items[inside + 1]
+    packed = pack(items, torch.from_numpy(offsets), LENGTH)
+    return model, training.make_batch(packed, targets, negatives, LENGTH, text)
+
+
+def loss_of(contender: str):
+    """The contender as a function of model and batch."""
+    if contender == "padkern":
+        return lambda model, batch: model.loss(
+            batch.packed.keyed(1, 1), batch.targets, negatives=batch.negatives[:, None]
+        )
+    if contender == "padded_compiled":
+        torch._dynamo.reset()
+        return torch.compile(training.padded_float32, dynamic=False)
+    return getattr(training, contender)
+
+
+def gradients(model, loss) -> dict[str, torch.Tensor]:
+    """By parameter name."""
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()))
+    return dict(zip(named, found, strict=True))
+
+
+@lru_cache(maxsize=1)
+def expected():
+    """Loss and gradients of the authors' form without dropout."""
+    model, batch = setting()
+    model.eval()
+    loss = training.padded_authors(model, batch)
+    return loss.item(), gradients(model, loss)
+
+
+def check(contender: str, run) -> None:
+    """Without dropout the contender computes the same."""
+    model, batch = setting()
+    want, want_gradients = expected()
+    model.eval()
+    loss = run(model, batch)
+    assert abs(loss.item() - want) < 1e-5 * abs(want)
+    for name, gradient in gradients(model, loss).items():
+        size = want_gradients[name].norm()
+        assert (gradient - want_gradients[name]).norm() < 1e-3 * size + 1e-8, name
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+def bench_training_step(benchmark, contender):
+    reason = _native.load().reason
+    if contender == "padkern" and reason:
+        pytest.skip(reason)
+    model, batch = setting()
+    run = loss_of(contender)
+    check(contender, run)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+    model.train()
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        run(model, batch).backward()
+        optimizer.step()
+
+    benchmark.group = f"training step, {USERS} users, {batch.targets.numel()} tokens, d=128"
+    benchmark.pedantic(step, rounds=7, warmup_rounds=2)
+    model.load_state_dict(state)
+    fastest = benchmark.stats.stats.min if benchmark.stats else float("nan")
+    benchmark.extra_info |= {
+        "threads": torch.get_num_threads(),
+        "contender": contender,
+        "epoch_s": round(EPOCH_STEPS * fastest, 2),
+    }
