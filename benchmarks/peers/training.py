@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from padkern.data.batch import PackedSequences
+from padkern.data.plan import BatchPlan
 from padkern.models.triple_expert import TripleExpert
 
 
@@ -20,13 +21,15 @@ class Batch(NamedTuple):
     """One batch in the forms that the contenders read.
 
     Attributes:
-        packed: input tokens.
+        plan: the batch as padkern plans it.
+        packed: its input tokens.
         targets, negatives: int64 ``[T]``.
         slots: int64 ``[B, L + 1]`` items of inputs and last target, left-padded with 0.
         other_slots: the negatives in the slots of their targets, else 0.
         features: ``[B, L + 1, 2, E]`` text vectors of both, gathered beforehand.
     """
 
+    plan: BatchPlan
     packed: PackedSequences
     targets: Tensor
     negatives: Tensor
@@ -35,10 +38,9 @@ class Batch(NamedTuple):
     features: Tensor
 
 
-def make_batch(
-    packed: PackedSequences, targets: Tensor, negatives: Tensor, length: int, text: Tensor
-) -> Batch:
-    """The padded forms of a packed batch, ``length`` inputs per user."""
+def make_batch(plan: BatchPlan, length: int, text: Tensor) -> Batch:
+    """The padded forms of a plan with one negative, ``length`` inputs per user."""
+    packed, targets, negatives = plan.inputs, plan.targets, plan.negatives[:, 0]
     users, offsets = packed.batch_size, packed.offsets.tolist()
     slots = torch.zeros(users, length + 1, dtype=torch.int64)
     other = torch.zeros_like(slots)
@@ -49,7 +51,7 @@ def make_batch(
         slots[b, -count:] = targets[part]
         other[b, -count:] = negatives[part]
     features = text[torch.stack([slots, other], 2)]
-    return Batch(packed, targets, negatives, slots, other, features)
+    return Batch(plan, packed, targets, negatives, slots, other, features)
 
 
 def packed_eager(model: TripleExpert, batch: Batch) -> Tensor:
