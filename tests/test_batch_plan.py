@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import re
+import threading
 from collections import Counter
 
 import numpy as np
@@ -229,6 +233,7 @@ def test_wrong_users_are_named(native_core, backend, users, message):
         ({"sampling": "random"}, "one of uniform, popularity, in_batch, got 'random'"),
         ({"num_items": 4}, "train must hold item ids from 1 to 4, got 1 to 5"),
         ({"num_items": 2**31}, "num_items must be from 1 to 2**31 - 1, got 2147483648"),
+        ({"power": -1.0}, "power must be at least 0 and finite, got -1"),
         ({"max_len": 0}, "max_len must be at least 1, got 0"),
         ({"candidates": np.array([], dtype=int)}, "candidates must not be empty"),
         ({"candidates": np.array([0, 3])}, "candidates must be item ids from 1 to 9, got 0 to 3"),
@@ -267,3 +272,35 @@ def test_training_batches_number_their_steps(native_core, backend):
             assert_same(batch, planner.plan(batch.users, epoch * len(batches) + number))
             seen.extend(batch.users.tolist())
         assert sorted(seen) == list(range(20))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_has_memory_of_its_own(native_core, copied):
+    planner = BatchPlanner(source(rows(), sampling="popularity"), negatives=2, seed=1)
+    want = planner.plan(np.arange(20), 3)
+    other = copied(planner)
+    for array in planner.source._arrays:
+        array[:] = 1  # what the copy must not read
+    assert_same(other.plan(np.arange(20), 3), want)
+
+
+def test_a_loop_may_stop_early(native_core):
+    before = threading.active_count()
+    for plan in BatchPlanner(source(rows())).plans((np.array([u]), u) for u in range(20)):
+        assert len(plan.users) == 1
+        break
+    del plan
+    gc.collect()
+    assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("users", [np.zeros((2, 2), dtype=int), np.array([0.5])])
+def test_users_of_the_wrong_kind_are_named(native_core, backend, users):
+    with pytest.raises(ValueError, match="users must be a 1-D integer array, got"):
+        BatchPlanner(source(rows()), backend=backend).plan(users, 0)
+
+
+def test_wrong_batches_are_named():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        TrainBatches(source(rows()), batch_size=0, seed=1, phase="p")

@@ -147,3 +147,19 @@ def test_a_named_backend_does_not_fall_back():
     meta = [x.detach().to("meta") for x in (users, vectors, targets)]
     with pytest.raises(RuntimeError, match="runs on the CPU, got a tensor on meta"):
         catalogue_cross_entropy(*meta, backend="native")
+
+
+@pytest.mark.parametrize("plan", [1, 2])
+def test_a_large_bias_of_all_items_changes_nothing(plan, native_core):
+    """Also in the lanes behind the last token, whose logits are the bias alone."""
+    rng = np.random.default_rng(5)
+    users, items = (torch.from_numpy(rng.normal(size=(n, 24))).float() for n in (7, 300))
+    targets = torch.from_numpy(rng.integers(0, 300, 7))
+    rest = (targets, torch.full((300,), 100.0), None, None, None)
+    exact = [t.double().requires_grad_() for t in (users, items, torch.zeros(300))]
+    loss = catalogue_cross_entropy_ref(exact[0], exact[1], targets, exact[2])
+    wanted = torch.autograd.grad(loss, exact)
+    value, *gradients = catalogue_loss_native(users, items, *rest, gradient=True, plan=plan)
+    assert abs(float(value) - float(loss.detach())) < 1e-5 * float(loss.detach())
+    for gradient, want in zip(gradients, wanted, strict=True):
+        assert relative_error(gradient, want) < 2e-5

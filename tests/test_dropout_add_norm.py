@@ -117,8 +117,6 @@ def test_large_offsets_keep_their_digits(backend):
     want = F.layer_norm(moved.double(), (128,), weight.double(), shift.double())
     got = dropout_add_norm(moved, None, weight, shift, backend=backend)
     assert (got - want).norm() <= 5e-4 * want.norm()  # an input digit is 2.4e-4
-    exact = (moved.double() - moved.double().mean(1, keepdim=True)).norm()
-    assert exact > 0
 
 
 def test_second_derivatives_are_refused(native_core):

@@ -168,3 +168,26 @@ def test_packing_changes_no_bit(native_core):
         alone = torch.tensor([0, last - first])
         part = short_attention_qkv(qkv[first:last], alone, backend="native")
         assert torch.equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize("far", [1e8, 1e20])
+def test_scores_that_are_far_apart(backend, far):
+    """The second query has the scores 0 and -1e16, or -Inf: its weight is on the first key."""
+    q = torch.tensor([1.0, far]).reshape(2, 1, 1).requires_grad_()
+    k = torch.tensor([0.0, -far]).reshape(2, 1, 1).requires_grad_()
+    v = torch.tensor([3.0, 5.0]).reshape(2, 1, 1).requires_grad_()
+    out = short_attention(q, k, v, torch.tensor([0, 2]), scale=1.0, backend=backend)
+    assert out.flatten().tolist() == [3.0, 3.0]
+    (d_v,) = torch.autograd.grad(out.sum(), [v])
+    assert d_v.flatten().tolist() == [2.0, 0.0]
+
+
+def test_longer_sequences_compile(native_core):
+    """A known bound decides without a look at the offsets."""
+    qkv, offsets = make([80, 3], dtype=torch.float32)
+
+    def attend(x):
+        return short_attention_qkv(x, offsets, longest=80)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(qkv), attend(qkv), rtol=1e-5, atol=1e-5)

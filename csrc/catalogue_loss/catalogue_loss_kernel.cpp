@@ -12,13 +12,6 @@ constexpr int64_t kLd = kCatalogueTokens;
 // Terms of a logit that are rounded together: where columns are equal, all in the same direction.
 constexpr int64_t kSumDepth = 68;
 
-// exp(x) for x <= 0, 0 where that would be subnormal (also for -Inf); NaN stays NaN.
-template <class T>
-PADKERN_INLINE Vec<T> exp_or_zero(Vec<T> x) {
-  const Vec<T> zero = {};
-  return x < T(sizeof(T) == 4 ? -87.0 : -708.0) ? zero : exp_scaled(x, T(1));
-}
-
 // What is subtracted from logits: their maximum, 0 where they are all -Inf.
 template <class T>
 PADKERN_INLINE Vec<T> finite_top(Vec<T> top) {

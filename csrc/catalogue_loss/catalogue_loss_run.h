@@ -157,7 +157,7 @@ class CatalogueRun {
     split_ = segments_ < 8;
     const int64_t states = 2 * kCatalogueTokens * std::max<int64_t>(p_.dim, 1) * size;
     group_subs_ = split_ ? 64 : std::max<int64_t>(1, kGroupBytes / states);
-    const int64_t tiles = std::max<int64_t>(1, kKeptBytes / (blocks_ * kTile * size));
+    const int64_t tiles = kKeptBytes / (blocks_ * kTile * size);
     keep_ = p_.want_gradient && p_.plan != 2 &&
             (p_.plan == 1 || tiles >= std::min<int64_t>(2, group_subs_));
     if (keep_ && p_.plan == 0) group_subs_ = std::min(group_subs_, tiles);
@@ -279,7 +279,9 @@ class CatalogueRun {
     const double share = 1.0 / static_cast<double>(p_.tokens);
     for (int64_t i = 0; i < kCatalogueTokens; ++i) {
       const int64_t t = sub * kCatalogueTokens + i;
-      top_.get()[out + i] = weight_.get()[out + i] = T(0);
+      // Padding has logits too, those of the bias: against the largest number they count nothing.
+      top_.get()[out + i] = std::numeric_limits<T>::max();
+      weight_.get()[out + i] = T(0);
       if (t >= p_.tokens) continue;
       T top = -std::numeric_limits<T>::infinity();
       for (int64_t s = 0; s < segments_; ++s) top = std::max(top, tops_.get()[s * width + at + i]);

@@ -13,13 +13,6 @@ namespace PADKERN_ISA_NAMESPACE {
 using Words = Simd<double>::Bits;
 constexpr int kPhiloxLanes = Simd<double>::kLanes;
 
-// What decides whether an element is kept.
-struct DropoutRule {
-  uint32_t key[2];     // the seed
-  uint32_t step;       // first word of every counter
-  uint32_t threshold;  // kept where the bits are at or above it; 0 keeps everything
-};
-
 // Full products of the lower halves.
 inline __attribute__((always_inline)) Words multiply_words(Words a, Words b) {
 #if defined(__AVX512F__)

@@ -189,6 +189,13 @@ inline __attribute__((always_inline)) Vec<double> exp_scaled(Vec<double> x, doub
   return exp_nonpositive(x * rate);
 }
 
+// exp(x) for x <= 0, 0 where that would be subnormal (also for -Inf); NaN stays NaN.
+template <class T>
+inline __attribute__((always_inline)) Vec<T> exp_or_zero(Vec<T> x) {
+  const Vec<T> zero = {};
+  return x < T(sizeof(T) == 4 ? -87.0 : -708.0) ? zero : exp_scaled(x, T(1));
+}
+
 // max(x, 0) with NaN kept.
 template <class T>
 inline __attribute__((always_inline)) Vec<T> positive_part(Vec<T> x) {

@@ -187,7 +187,7 @@ PADKERN_INLINE void softmax_row(T* row, int64_t i, int64_t span, T scale) {
   Vec<T> sum = zero;
   for (int64_t x = 0; x < span; x += kLanes) {
     const Vec<T> e = lanes + static_cast<uint32_t>(x) <= Bits{} + static_cast<uint32_t>(i)
-                         ? exp_scaled(load(row + x) - most, T(1))
+                         ? exp_or_zero<T>(load(row + x) - most)
                          : zero;
     store(row + x, e);
     sum += e;

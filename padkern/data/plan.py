@@ -127,6 +127,8 @@ class PlanSource:
         bins = np.zeros(num_items + 1) if item_bins is None else item_bins
         if np.shape(bins) != (num_items + 1,):
             raise ValueError(f"item_bins must be [{num_items + 1}], got {list(np.shape(bins))}")
+        if not 0 <= power < float("inf"):
+            raise ValueError(f"power must be at least 0 and finite, got {power}")
         self.train, self.num_items, self.max_len = train, num_items, max_len
         self.bins = np.ascontiguousarray(bins, dtype=np.int64)
         self.candidates, self.sampling = pool, sampling
@@ -139,7 +141,10 @@ class PlanSource:
         key = np.unique(train.row_index() * (num_items + 1) + values)
         self._own_keys = key
         counts = np.bincount(key // (num_items + 1), minlength=len(train))
-        self._own = Ragged.from_lengths(key % (num_items + 1), counts)
+        own = Ragged.from_lengths(key % (num_items + 1), counts)
+        arrays = (values, train.offsets, own.values, own.offsets, pool, self.cumulative, self.bins)
+        # In the order of csrc/batch_plan/bindings.cpp; contiguous, as the core reads them.
+        self._arrays = [None if a is None else np.ascontiguousarray(a) for a in arrays]
 
     @cached_property
     def window(self) -> Ragged:
@@ -152,26 +157,15 @@ class PlanSource:
         place = np.minimum(np.searchsorted(self._own_keys, wanted), len(self._own_keys) - 1)
         return self._own_keys[place] == wanted
 
-    @cached_property
     def native(self) -> tuple[list[int], list[int]]:
-        """Addresses and sizes, in the order of ``csrc/batch_plan/bindings.cpp``."""
-        arrays = (
-            self.train.values,
-            self.train.offsets,
-            self._own.values,
-            self._own.offsets,
-            self.candidates,
-            self.cumulative,
-            self.bins,
-        )
-        self._kept = [None if a is None else np.ascontiguousarray(a) for a in arrays]
-        addresses = [0 if a is None else a.ctypes.data for a in self._kept]
+        """Addresses of the arrays and sizes; found anew, since a copy has arrays of its own."""
+        addresses = [0 if a is None else a.ctypes.data for a in self._arrays]
         return addresses, [len(self.train), self.num_items, self.max_len, len(self.candidates)]
 
 
 class BatchPlanner:
     """Makes the plans of one phase. The negatives of a step depend on (seed, phase, step), the
-    user, the slot and their number alone.
+    user, the slot and their number alone, those of ``"in_batch"`` on the batch's targets too.
 
     Args:
         source: rows and candidates.
@@ -218,6 +212,11 @@ class BatchPlanner:
         Raises:
             ValueError: a row that does not exist or is too short.
         """
+        users = np.asarray(users)
+        if users.ndim != 1 or not (np.issubdtype(users.dtype, np.integer) or not users.size):
+            raise ValueError(
+                f"users must be a 1-D integer array, got {users.dtype}{list(users.shape)}"
+            )
         users = np.ascontiguousarray(users, dtype=np.int64)
         key = stream_seed(self.seed, self.phase, "negatives", step)
         if self.native:
@@ -257,8 +256,9 @@ class BatchPlanner:
         core, source = _native.load().core, self.source
         assert core is not None
         sampling = SAMPLINGS.index(source.sampling)
+        origin = source.native()
         request = (users.ctypes.data, len(users), self.negatives, sampling, key)
-        error, tokens, width = core.batch_plan_sizes(source.native, request)
+        error, tokens, width = core.batch_plan_sizes(origin, request)
         if error:
             raise ValueError(error)
         count = self.negatives
@@ -281,7 +281,7 @@ class BatchPlanner:
         }
         arrays = {name: np.empty(shape, dtype=np.int64) for name, shape in shapes.items()}
         addresses = [array.ctypes.data for array in arrays.values()]
-        error, unique = core.batch_plan(source.native, request, width, addresses)
+        error, unique = core.batch_plan(origin, request, width, addresses)
         if error:
             raise ValueError(error)
         for name in ("unique", "bins", "counts"):
@@ -329,6 +329,9 @@ class TrainBatches:
         phase: name of the phase, so that phases see different orders.
         negatives: sampled items per token.
         backend: as in :class:`BatchPlanner`.
+
+    Raises:
+        ValueError: ``batch_size`` below 1.
     """
 
     def __init__(
@@ -341,6 +344,8 @@ class TrainBatches:
         negatives: int = 0,
         backend: str = "auto",
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.rows = np.flatnonzero(source.train.lengths >= 2)
         self.planner = BatchPlanner(
             source, negatives=negatives, seed=seed, phase=phase, backend=backend

@@ -229,8 +229,6 @@ class ExpertModel(nn.Module):
     def plan_loss(self, plan: BatchPlan, *, hidden: Tensor | None = None) -> Tensor:
         """:meth:`loss` with the plan's negatives, from the vectors of the batch's items alone.
 
-        What it costs grows with the batch, not with the catalogue.
-
         Args:
             plan: on the device of the model, at least one negative per token.
             hidden: as in :meth:`loss`.

@@ -143,11 +143,15 @@ def _check_offsets(offsets: Tensor, tokens: int, longest: int | None) -> None:
 
 def _why_not(offsets: Tensor, longest: int | None, *tensors: Tensor) -> str | None:
     reason = _backends.why_not_native(offsets, *tensors)
-    # A compiler must not read the offsets: the kernel checks them again.
-    if reason is None and not torch.compiler.is_compiling() and offsets.numel() > 1:
-        most = int(offsets.diff().max()) if longest is None else longest
-        if most > MAX_TOKENS:
-            return f"offsets must give sequences of at most {MAX_TOKENS} tokens, got {most}"
+    if reason is not None or offsets.numel() < 2:
+        return reason
+    if longest is None:
+        # A compiler must not read the offsets: the kernel checks them again.
+        if torch.compiler.is_compiling():
+            return None
+        longest = int(offsets.diff().max())
+    if longest > MAX_TOKENS:
+        return f"offsets must give sequences of at most {MAX_TOKENS} tokens, got {longest}"
     return reason
 
 
