@@ -90,9 +90,10 @@ def padded_authors(model: TripleExpert, batch: Batch) -> Tensor:
     return _padded(model, batch, [_padded_encoder] * 3, torch.float64)
 
 
-def padded_float32(model: TripleExpert, batch: Batch) -> Tensor:
-    """The same with a float32 gate and three encoders as one of stacked weights, to compile."""
-    return _padded(model, batch, None, torch.float32)
+def padded_stacked(model: TripleExpert, batch: Batch) -> Tensor:
+    """The same with the gate in its own type and three encoders as one of stacked weights, to
+    compile."""
+    return _padded(model, batch, None, model.gate.logit.dtype)
 
 
 def _padded(model: TripleExpert, batch: Batch, encoders, gate_dtype: torch.dtype) -> Tensor:
