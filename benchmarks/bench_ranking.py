@@ -50,7 +50,7 @@ def bench_ranks(measure, benchmark, skip_peer, size, name):
     if name.startswith("native") and _native.load().core is None:
         pytest.skip(_native.load().reason)
     problem, exact = peers.make(*SIZES[size]), peers.make(CHECKED, *SIZES[size][1:], True)
-    benchmark.group = f"ranks {size}"
+    benchmark.group = f"ranks {size}, the first {SORTED} users alone"
     want = _ranks(exact, "reference")
     if name == "native":
         assert torch.equal(_ranks(exact), want)
@@ -107,7 +107,7 @@ def bench_best_items(measure, benchmark, skip_peer, size, name):
 def bench_sort_per_user(measure, benchmark, size):
     """The released evaluation's form on the first users; all of them take `users` / 200 times."""
     problem, exact = peers.make(*SIZES[size]), peers.make(CHECKED, *SIZES[size][1:], True)
-    benchmark.group = f"ranks {size}"
+    benchmark.group = f"ranks {size}, the first {SORTED} users alone"
     want = _ranks(exact, "reference")[:SORTED]
     got = peers.sort_per_user(exact, SORTED)
     sure = want.isfinite() & (want % 1 == 0)
@@ -119,5 +119,10 @@ def bench_sort_per_user(measure, benchmark, size):
     assert torch.equal(got[alone], want[alone])
     measure(
         lambda: peers.sort_per_user(problem, SORTED),
-        **_info(problem, users_timed=SORTED, factor=round(SIZES[size][0] / SORTED, 2)),
+        **_info(
+            problem,
+            contender="sort_per_user",
+            users_timed=SORTED,
+            factor=round(SIZES[size][0] / SORTED, 2),
+        ),
     )
