@@ -169,8 +169,8 @@ def test_loss_scaling_with_mixed_half_inputs(spec, backend):
     want = exact(spec, case)
     leaves, case = _leaves(spec, case)
     value = spec.call(case, backend)
-    # Many numbers enter a loss as their mean; the gradients of their sum would overflow float16.
-    share = 65536.0 / value.numel()
+    # The numbers of a matrix enter a loss as their mean; gradients of their sum overflow float16.
+    share = 65536.0 / (value.numel() if value.dim() > 1 else 1)
     scale = share * (weights_of(value) if value.dim() else torch.ones(()))
     gradients = torch.autograd.grad(value, list(leaves.values()), scale)
     for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
