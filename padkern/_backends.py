@@ -15,7 +15,9 @@ import torch
 from padkern import _native
 
 BACKENDS = ("auto", "reference", "native")
-# Those of MK-MMD, the only op with GPU kernels.
+# Those of ops with kernels in C++ and Triton.
+TRITON_BACKENDS = ("auto", "reference", "native", "triton")
+# Those of MK-MMD, which has CUDA kernels besides.
 MKMMD_BACKENDS = ("auto", "reference", "native", "triton", "cuda")
 
 _log = logging.getLogger("padkern")
