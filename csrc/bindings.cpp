@@ -305,5 +305,6 @@ PYBIND11_MODULE(_C, m) {
   padkern::bind_batch_plan(m);
   padkern::bind_catalogue_loss(m);
   padkern::bind_encoder(m);
+  padkern::bind_linear(m);
   padkern::bind_ranking(m);
 }

@@ -28,6 +28,7 @@ inline std::string text(const Status& status) { return status.ok ? "" : status.m
 void bind_batch_plan(py::module_& m);
 void bind_catalogue_loss(py::module_& m);
 void bind_encoder(py::module_& m);
+void bind_linear(py::module_& m);
 void bind_ranking(py::module_& m);
 
 }  // namespace padkern

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
+from padkern.models.projection import Linear
 from padkern.models.sasrec import SASRec
 
 TOWER_KINDS = ("id", "text", "fused")
@@ -31,10 +32,10 @@ class TextProjection(nn.Module):
     ) -> None:
         super().__init__()
         if hidden_layers == 0:
-            self.layers = nn.ModuleList([nn.Linear(text_dim, dim, bias=False)])
+            self.layers = nn.ModuleList([Linear(text_dim, dim, bias=False)])
         else:
-            self.layers = nn.ModuleList([nn.Linear(text_dim, dim)])
-            self.layers.extend(nn.Linear(dim, dim) for _ in range(hidden_layers))
+            self.layers = nn.ModuleList([Linear(text_dim, dim)])
+            self.layers.extend(Linear(dim, dim) for _ in range(hidden_layers))
         self.drop = nn.Dropout(dropout)
 
     def reset_parameters(self, text: Tensor) -> None:
@@ -49,11 +50,12 @@ class TextProjection(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, text: Tensor) -> Tensor:
-        x = self.layers[0](text)
-        if len(self.layers) == 1:
+        first, *rest = self.layers
+        x = first(text)
+        if not rest:
             return x
         x = F.gelu(x)
-        for layer in self.layers[1:]:
+        for layer in rest:
             x = F.gelu(layer(self.drop(x)))
         return x
 
@@ -97,7 +99,7 @@ class ItemTower(nn.Module):
                 text_dim, dim, hidden_layers=hidden_layers, dropout=dropout
             )
         if kind == "fused" and fuse == "cat":
-            self.join = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * dim, dim), nn.GELU())
+            self.join = nn.Sequential(nn.Dropout(dropout), Linear(2 * dim, dim), nn.GELU())
 
     def projected_text(self, text: Tensor) -> Tensor:
         """``[N + 1, d]`` projected text; the padding row stays zero in the linear form."""
@@ -150,11 +152,15 @@ class RecencyPool(nn.Module):
         self.register_buffer("lag", lag.clamp_min(0).long(), persistent=False)
         self.register_buffer("causal", (lag >= 0).float(), persistent=False)
 
-    def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
-        width = packed.width
-        grid = x.new_zeros(packed.batch_size * width, x.shape[1])
-        grid = grid.index_copy(0, packed.grid, x).view(packed.batch_size, width, -1)
+    def forward(self, x: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
+        """``[T, d]`` from ``[T, d]``; ``[B, d]``, those of the last tokens, with ``last``."""
+        width, batch = packed.width, packed.batch_size
+        grid = x.new_zeros(batch * width, x.shape[1])
+        grid = grid.index_copy(0, packed.grid, x).view(batch, width, -1)
         weight = self.log_weight.exp()[self.lag[:width, :width]] * self.causal[:width, :width]
+        if last:
+            ends = weight.index_select(0, packed.last - packed.offsets[:-1])
+            return torch.bmm(ends[:, None], grid)[:, 0]
         return torch.matmul(weight, grid).reshape(-1, x.shape[1])[packed.grid]
 
 
@@ -191,9 +197,7 @@ class Expert(nn.Module):
         x = table.index_select(0, packed.items)
         state = self.encoder(x, packed, last=last)
         if self.pool is not None:
-            pooled = self.pool(x, packed)
-            pooled = pooled.index_select(0, packed.last) if last else pooled
-            state = state + self.pool_scale * pooled
+            state = state + self.pool_scale * self.pool(x, packed, last=last)
         return state
 
 
@@ -217,8 +221,8 @@ class TextSpaceExpert(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.down = nn.Linear(text_dim, encoder.dim, bias=False)
-        self.up = nn.Linear(encoder.dim, text_dim, bias=False)
+        self.down = Linear(text_dim, encoder.dim, bias=False)
+        self.up = Linear(encoder.dim, text_dim, bias=False)
         self.pool = RecencyPool(encoder.max_len, pool_decay)
         self.pool_scale = nn.Parameter(torch.tensor(float(pool_scale)))
         nn.init.normal_(self.down.weight, std=encoder.dim**-0.5)
@@ -234,6 +238,5 @@ class TextSpaceExpert(nn.Module):
     def encode(self, table: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
         """``[T, E]`` states of packed tokens, ``[B, E]`` of the last ones with ``last``."""
         x = table.index_select(0, packed.items)
-        pooled = self.pool(x, packed)
-        pooled = pooled.index_select(0, packed.last) if last else pooled
+        pooled = self.pool(x, packed, last=last)
         return self.pool_scale * pooled + self.up(self.encoder(self.down(x), packed, last=last))

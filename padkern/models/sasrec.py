@@ -1,8 +1,9 @@
 """SASRec encoder over packed tokens: the authors' post-LN form and a modern pre-LN one.
 
-Attention and everything between the matrix products run through :mod:`padkern.ops.short_attention`
-and :mod:`padkern.ops.dropout_add_norm`: on the CPU one pass each, elsewhere plain torch. Dropout
-masks are a function of (seed, step, place), see :meth:`PackedSequences.keyed`.
+Matrix products run through :mod:`padkern.ops.linear`, attention and everything between them
+through :mod:`padkern.ops.short_attention` and :mod:`padkern.ops.dropout_add_norm`: on the CPU one
+pass each, elsewhere plain torch. Dropout masks are a function of (seed, step, place), see
+:meth:`PackedSequences.keyed`.
 
 Source: Kang and McAuley 2018, arXiv:1808.09781; the post-LN layout follows the PAD release
 (Applied-Machine-Learning-Lab/PAD at 506c72d, ``model/modules.py``).
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
+from padkern.models.projection import Linear, project
 from padkern.ops.dropout_add_norm import dropout_add_norm, keyed_dropout
 from padkern.ops.keyed_dropout import mix_seed
 from padkern.ops.short_attention import short_attention_qkv
@@ -48,8 +50,8 @@ class CausalSelfAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"dim must be divisible by num_heads, got {dim} and {num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.out = Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, packed: PackedSequences, mask: dict[str, Any]) -> Tensor:
         """``[T, d]`` from ``[T, d]``; ``mask`` holds the arguments of the dropout."""
@@ -64,8 +66,8 @@ class CausalSelfAttention(nn.Module):
         dim = x.shape[1]
         heads, width, batch = self.num_heads, packed.width, packed.batch_size
         w_query, w_rest = self.qkv.weight.split([dim, 2 * dim])
-        q = F.linear(x.index_select(0, packed.last), w_query)
-        rest = F.linear(x, w_rest)
+        q = project(x.index_select(0, packed.last), w_query)
+        rest = project(x, w_rest)
         grid = rest.new_zeros(batch * width, 2 * dim).index_copy(0, packed.grid, rest)
         k, v = grid.view(batch, width, 2, heads, dim // heads).permute(2, 0, 3, 1, 4)
         lengths = packed.offsets[1:] - packed.offsets[:-1]
@@ -89,13 +91,13 @@ class Block(nn.Module):
         self.attention = CausalSelfAttention(dim, num_heads)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
+        self.up = Linear(dim, hidden)
+        self.down = Linear(hidden, dim)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Two linear maps; the second one's bias is left to the residual sum."""
-        h = self.up(x)
-        return F.linear(F.gelu(h) if self.pre else F.relu(h), self.down.weight)
+        h = self.up(x, relu=not self.pre)
+        return project(F.gelu(h) if self.pre else h, self.down.weight)
 
 
 class SASRec(nn.Module):

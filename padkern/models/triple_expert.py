@@ -7,7 +7,8 @@ g_3 v_3]``: exact, and a single maximum-inner-product search at serving time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,6 +76,7 @@ class ExpertModel(nn.Module):
             expert.encoder.stream = stream  # dropout masks of its own
         self.backend = backend
         self.unseen_bin = unseen_bin
+        self._frozen: list[Tensor] | None = None
         bins = item_bins.to(torch.int64)
         num_bins = max(int(bins.max()), unseen_bin or 0)
         self.register_buffer("text", text.detach().to(torch.float32))
@@ -94,6 +96,19 @@ class ExpertModel(nn.Module):
     @property
     def max_len(self) -> int:
         return next(iter(self.experts.values())).encoder.max_len
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, item vectors are computed once for all calls; nothing may train the model there.
+
+        For :meth:`user_states` and :meth:`item_matrix` of many requests in a row.
+        """
+        with torch.no_grad():
+            self._frozen = self.tables()
+        try:
+            yield
+        finally:
+            self._frozen = None
 
     def tables(self, hidden: Tensor | None = None, rows: Tensor | None = None) -> list[Tensor]:
         """Item vectors ``[N + 1, d_e]`` of every expert.
@@ -136,7 +151,7 @@ class ExpertModel(nn.Module):
 
     def item_matrix(self) -> Tensor:
         """``[N + 1, sum d_e]`` folded item matrix, row 0 zero."""
-        matrix = self.fold(self.tables())
+        matrix = self.fold(self._frozen or self.tables())
         return torch.cat([torch.zeros_like(matrix[:1]), matrix[1:]])
 
     def forward(self, items: Tensor, offsets: Tensor | None = None, *, last: bool = True) -> Tensor:
@@ -264,7 +279,7 @@ class ExpertModel(nn.Module):
     def user_states(self, history: Ragged) -> Tensor:
         """``[n, sum d_e]`` states of histories, of each the last ``max_len`` items."""
         packed = pack_ragged(history, self.max_len).to(self.text.device)
-        return self.encode(self.tables(), packed, last=True)
+        return self.encode(self._frozen or self.tables(), packed, last=True)
 
     def _check_ids(self, ids: Tensor, name: str) -> None:
         if ids.numel() and (int(ids.min()) < 1 or int(ids.max()) > self.num_items):

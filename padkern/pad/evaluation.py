@@ -8,6 +8,7 @@ frequencies only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,7 +47,11 @@ _COVERAGE_K = 10
 
 
 class Scorer(Protocol):
-    """What `evaluate` ranks with."""
+    """What `evaluate` ranks with.
+
+    A scorer may have a method ``frozen()``, a context manager in which its item vectors do not
+    change: `evaluate` asks inside it.
+    """
 
     def user_states(self, history: Ragged) -> Tensor:
         """State of every row of ``history`` (item ids, oldest first): float ``[n, D]``."""
@@ -149,6 +154,7 @@ def evaluate(
     chunk: int = CHUNK,
     mask_repeats: bool = True,
     with_top: bool = False,
+    states: Tensor | None = None,
     backend: str = "auto",
 ) -> Evaluation:
     """Rank every target of ``split`` among all items.
@@ -164,6 +170,8 @@ def evaluate(
         mask_repeats: mask the history; a target inside it is then a certain miss (counted). False
             masks nothing: every item stays a candidate, repeats can be hit and recommended.
         with_top: keep the 20 best candidates per user (for coverage and cold share).
+        states: ``[n, D]`` states of the split's histories where they are known already; the scorer
+            is then asked for its item matrix alone.
         backend: of the ranking, as in `padkern.ops.ranking.count_ranks`.
 
     Returns:
@@ -177,6 +185,26 @@ def evaluate(
         raise ValueError(f"ks must be positive integers, got {ks}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    frozen = getattr(scorer, "frozen", nullcontext)
+    with frozen():
+        return _evaluate(
+            scorer, split, train_frequency, item_bins, ks, chunk, mask_repeats, with_top, states,
+            backend,
+        )  # fmt: skip
+
+
+def _evaluate(
+    scorer: Scorer,
+    split: EvalSplit,
+    train_frequency: np.ndarray,
+    item_bins: np.ndarray,
+    ks: tuple[int, ...],
+    chunk: int,
+    mask_repeats: bool,
+    with_top: bool,
+    states: Tensor | None,
+    backend: str,
+) -> Evaluation:
     matrix = scorer.item_matrix()
     items = ItemTiles.build(matrix)
     rows = items.num_items + 1
@@ -189,6 +217,8 @@ def evaluate(
     n = len(split.targets)
     if len(split.history) != n:
         raise ValueError(f"split.history must have {n} rows like targets, got {len(split.history)}")
+    if states is not None and len(states) != n:
+        raise ValueError(f"states must have {n} rows like targets, got {len(states)}")
     ranks = np.empty(n, dtype=np.float64)
     top = np.zeros((n, TOP_K), dtype=np.int64) if with_top else None
     counters = dict.fromkeys(("masked_targets", "nan_targets", "nan_others", "ties"), 0)
@@ -196,13 +226,11 @@ def evaluate(
         real = min(chunk, n - low)
         index = np.minimum(np.arange(low, low + chunk), n - 1)
         history = split.history.take(index)
-        states = scorer.user_states(history)
-        if states.shape[0] != chunk:
-            raise ValueError(
-                f"scorer.user_states must return {chunk} rows, got {list(states.shape)}"
-            )
+        part = scorer.user_states(history) if states is None else states[index]
+        if part.shape[0] != chunk:
+            raise ValueError(f"scorer.user_states must return {chunk} rows, got {list(part.shape)}")
         result = rank_chunk(
-            states.to(matrix.device),
+            part.to(matrix.device),
             items,
             np.asarray(split.targets)[index],
             history.values,

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from padkern.data.batch import stream_key
 from padkern.data.split import EvalSplit
 from padkern.models.triple_expert import ExpertModel
 from padkern.modules import FrequencyGate
-from padkern.ops.ranking import ranks_from_scores
+from padkern.ops.catalogue_loss import catalogue_cross_entropy
+from padkern.ops.gated_table import gated_table
+from padkern.ops.ranking import count_ranks
 from padkern.pad.config import GateConfig
 from padkern.pad.evaluation import Evaluation, evaluate
 from padkern.pad.significance import metric_values
@@ -53,10 +54,11 @@ def held_out(model: ExpertModel, split: EvalSplit) -> HeldOut:
     """Encodes the histories of ``split`` once."""
     model.eval()
     parts = []
-    for low in range(0, len(split), CHUNK):
-        rows = np.minimum(np.arange(low, low + CHUNK), len(split) - 1)
-        states = model.user_states(split.history.take(rows))
-        parts.append(states[: len(split) - low])
+    with model.frozen():
+        for low in range(0, len(split), CHUNK):
+            rows = np.minimum(np.arange(low, low + CHUNK), len(split) - 1)
+            states = model.user_states(split.history.take(rows))
+            parts.append(states[: len(split) - low])
     return HeldOut(split, torch.cat(parts), model.tables())
 
 
@@ -89,20 +91,23 @@ def fit_gate(
     gate.logit.data.copy_(model.gate.logit)
     optimizer = torch.optim.Adam(gate.parameters(), lr=config.lr)
     targets = torch.from_numpy(data.split.targets).to(device)
-    for step in range(config.steps):
+    candidates = torch.arange(1, model.num_items + 1, device=device)  # all but padding
+    for step in range(config.steps if len(users) else 0):
         rng = np.random.default_rng(stream_key(seed, "gate", step))
         chosen = rng.choice(users, min(config.users_per_step, len(users)), replace=False)
-        history, target = data.split.history.take(chosen), targets[chosen]
-        scores = data.states[chosen] @ _folded(gate, model, data).T
-        owner = np.repeat(np.arange(len(chosen)), history.lengths)
-        mask = torch.zeros_like(scores, requires_grad=False)
-        mask[owner, history.values] = -torch.inf
-        mask[:, 0] = -torch.inf
-        mask[torch.arange(len(chosen), device=device), target] = 0.0
+        history = data.split.history.take(chosen)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (1 - step / config.steps)
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(scores + mask, target).backward()
+        catalogue_cross_entropy(
+            data.states[chosen],
+            _folded(gate, model, data),
+            targets[chosen],
+            candidates=candidates,
+            excluded_values=torch.from_numpy(history.values).to(device),
+            excluded_offsets=torch.from_numpy(history.offsets).to(device),
+            backend=model.backend,
+        ).backward()
         optimizer.step()
     if config.cold_tolerance > 0 and gate.form == "scale":
         _raise_unseen(gate, model, data, users, config.cold_tolerance, mask_repeats)
@@ -110,8 +115,7 @@ def fit_gate(
 
 
 def _folded(gate: FrequencyGate, model: ExpertModel, data: HeldOut) -> Tensor:
-    weights = gate(model.item_bins)
-    return torch.cat([weights[:, e : e + 1] * t for e, t in enumerate(data.tables)], 1)
+    return gated_table(data.tables, gate.weights(), model.item_bins, backend=model.backend)
 
 
 @torch.no_grad()
@@ -124,26 +128,24 @@ def _raise_unseen(
     mask_repeats: bool,
 ) -> None:
     """Largest factor on the unseen bin whose NDCG@10 over all users stays within tolerance."""
-    folded = _folded(gate, model, data)
     unseen_bin = model.unseen_bin
     if unseen_bin is None:
         return
-    unseen = model.item_bins == unseen_bin
+    unseen = (model.item_bins == unseen_bin)[:, None]
     if not (len(users) and bool(unseen.any())):
         return  # every factor would do as well, and the largest is no answer
+    folded = _folded(gate, model, data)
+    states, history = data.states[users], data.split.history.take(users)
+    # Popular items first: most users are then known to miss the first ten after a few items.
+    popular = np.argsort(-np.bincount(history.values, minlength=len(folded))[1:], kind="stable") + 1
     gained = np.zeros(len(UNSEEN_FACTORS))
-    for low in range(0, len(users), CHUNK):
-        rows = users[low : low + CHUNK]
-        history = data.split.history.take(rows)
-        scores = data.states[rows] @ folded.T
-        cold = scores[:, unseen]
-        for place, factor in enumerate(UNSEEN_FACTORS):
-            scores[:, unseen] = cold * factor
-            ranks = ranks_from_scores(
-                scores, data.split.targets[rows], history.values, history.offsets,
-                mask_repeats=mask_repeats,
-            )  # fmt: skip
-            gained[place] += metric_values(ranks.cpu().numpy(), "ndcg@10").sum()
+    for place, factor in enumerate(UNSEEN_FACTORS):
+        ranks = count_ranks(
+            states, torch.where(unseen, folded * factor, folded),
+            data.split.targets[users], history.values, history.offsets,
+            mask_repeats=mask_repeats, at_most=10, order=popular, backend=model.backend,
+        )  # fmt: skip
+        gained[place] = metric_values(ranks.cpu().numpy(), "ndcg@10").sum()
     floor = gained.max() * (1 - tolerance)
     best = max(f for f, g in zip(UNSEEN_FACTORS, gained, strict=True) if g >= floor)
     gate.logit[unseen_bin] += math.log(best)
@@ -188,6 +190,7 @@ def cross_fitted(
         part = evaluate(
             model, data.split, train_frequency=train_frequency,
             item_bins=model.item_bins.cpu().numpy(), mask_repeats=mask_repeats, with_top=True,
+            states=data.states,
         )  # fmt: skip
         parts.append(part)
         set_gate(model, before)

@@ -466,6 +466,7 @@ TRITON = (
 
 ATTENTION = "csrc/short_attention/short_attention_kernel.cpp"
 ADD_NORM = "csrc/dropout_add_norm/dropout_add_norm_kernel.cpp"
+LINEAR = "csrc/linear/linear_kernel.cpp"
 PACKED = _select("test_encoder_packing", "packed_equals_padded")
 
 ENCODER = (
@@ -506,6 +507,27 @@ ENCODER = (
         """      if (d_x != nullptr) store_part(d_x + c, g * keep, left);
 """,
         _select("test_op_matrix", "matches_the_reference and dropout_add_norm and native"),
+    ),
+    Mutant(
+        "linear_map_forgets_what_deep_rows_have_summed",
+        LINEAR,
+        "const Finish<T> finish = {k > 0, last && bias",
+        "const Finish<T> finish = {k > 256, last && bias",
+        _select("test_op_matrix", "matches_the_reference and linear and native"),
+    ),
+    Mutant(
+        "weight_gradient_of_padding_columns",
+        LINEAR,
+        "scratch[i * kWidth + j] = j < b_columns ? right[i * b_stride + j] : T(0);",
+        "scratch[i * kWidth + j] = right[i * b_stride + j / 2];",
+        _select("test_op_matrix", "matches_the_reference and linear and native"),
+    ),
+    Mutant(
+        "relu_passes_the_gradient_where_it_is_off",
+        LINEAR,
+        "to[j] = sign[j] <= T(0) ? T(0) : from[j];",
+        "to[j] = sign[j] < T(0) ? T(0) : from[j];",
+        _select("test_op_matrix", "matches_the_reference and linear and native"),
     ),
     Mutant(
         "places_share_their_masks",

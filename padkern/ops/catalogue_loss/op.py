@@ -246,5 +246,5 @@ def catalogue_cross_entropy(
         return _CatalogueFunction.apply(*arrays)[0] if wanted else _VALUE(*arrays)
     if users.is_cpu and not torch.compiler.is_compiling():
         _check_ids(items, targets, candidates, excluded_values, excluded_offsets)
-    with torch.autocast(users.device.type, enabled=False):
+    with _backends.without_autocast(users.device.type):
         return chunked_cross_entropy(*arrays, chunk)

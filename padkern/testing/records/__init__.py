@@ -7,6 +7,7 @@ from padkern.testing.records.catalogue_loss import CATALOGUE_LOSS
 from padkern.testing.records.dropout_add_norm import DROPOUT_ADD_NORM
 from padkern.testing.records.gated_bce import GATED_BCE
 from padkern.testing.records.gated_table import GATED_TABLE
+from padkern.testing.records.linear import LINEAR
 from padkern.testing.records.mkmmd import MKMMD
 from padkern.testing.records.mkmmd_batched import MKMMD_BATCHED
 from padkern.testing.records.mkmmd_witness import MKMMD_WITNESS
@@ -23,4 +24,5 @@ OP_SPECS: tuple[OpSpec, ...] = (
     RANKING,
     DROPOUT_ADD_NORM,
     SHORT_ATTENTION,
+    LINEAR,
 )
