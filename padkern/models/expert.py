@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
-from padkern.models.sasrec import SASRec
+from padkern.models.encoder import SequenceEncoder
 
 TOWER_KINDS = ("id", "text", "fused")
 
@@ -171,7 +171,7 @@ class Expert(nn.Module):
     def __init__(
         self,
         tower: ItemTower,
-        encoder: SASRec,
+        encoder: SequenceEncoder,
         *,
         pool_decay: float | None = None,
         pool_scale: float = 1.0,
@@ -213,7 +213,12 @@ class TextSpaceExpert(nn.Module):
     """
 
     def __init__(
-        self, text_dim: int, encoder: SASRec, *, pool_decay: float = 0.6, pool_scale: float = 10.0
+        self,
+        text_dim: int,
+        encoder: SequenceEncoder,
+        *,
+        pool_decay: float = 0.6,
+        pool_scale: float = 10.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
