@@ -249,8 +249,26 @@ def test_compiled_encoder_gives_the_same(name):
     for key, gradient in gradients(net, x, states).items():
         torch.testing.assert_close(gradient, want[key], rtol=1e-10, atol=1e-12, msg=key)
     if name == "gru4rec":
+        torch._dynamo.reset()
         with pytest.raises(torch._dynamo.exc.Unsupported, match="GRU"):
             torch.compile(net, backend="aot_eager", fullgraph=True)(x, packed)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no usable CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_states_and_gradients_on_the_gpu(name):
+    net = make_net(name, 0.3).train()
+    x, packed = make_batch()
+    x.requires_grad_()
+    want_states = net(x, packed)
+    want = gradients(net, x, want_states)
+    net.cuda()
+    moved = x.detach().cuda().requires_grad_()
+    states = net(moved, packed.to("cuda"))
+    torch.testing.assert_close(states.cpu(), want_states, rtol=1e-10, atol=1e-12)
+    for key, gradient in gradients(net, moved, states).items():
+        torch.testing.assert_close(gradient.cpu(), want[key], rtol=1e-9, atol=1e-12, msg=key)
 
 
 # -- experts and plug-ins --------------------------------------------------------------------------

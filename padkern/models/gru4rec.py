@@ -44,10 +44,11 @@ def step_order(packed: PackedSequences) -> StepOrder:
 class GRU4Rec(PackedEncoder):
     """Gated recurrent sequence encoder: item vectors in, one state per token out.
 
-    Every step runs over the sequences that are that long, so no padding is computed. Against the
-    paper: item vectors in place of one-hot input, and the output layer over all items is the
-    product of the state with the expert's item vectors; the linear map before it gives states the
-    scale that GRU outputs, between -1 and 1, lack.
+    Every step runs over the sequences that are that long, so no padding is computed. The cell is
+    torch's, which applies the reset gate after the recurrent product. Against the paper: item
+    vectors in place of one-hot input, and the output layer over all items is the product of the
+    state with the expert's item vectors; the linear map before it gives states the scale that GRU
+    outputs, between -1 and 1, lack.
 
     Args:
         dim: width d of item vectors and states.
