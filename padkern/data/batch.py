@@ -59,6 +59,23 @@ class PackedSequences:
         """``[B]`` int64 index of each sequence's last token."""
         return self.offsets[1:] - 1
 
+    @property
+    def steps(self) -> Tensor:
+        """``[T]`` int64 number of each token in its sequence, the oldest 0."""
+        return self.grid % max(self.width, 1)
+
+    def to_grid(self, x: Tensor) -> Tensor:
+        """``[B, width, d]`` with each sequence's rows first and zeros after them, from ``[T, d]``.
+
+        What a causal encoder computes there for the rows of a sequence depends on no padding.
+        """
+        grid = x.new_zeros(self.batch_size * self.width, x.shape[1])
+        return grid.index_copy(0, self.grid, x).view(self.batch_size, self.width, x.shape[1])
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """``[T, d]`` rows of the tokens, from ``[B, width, d]``."""
+        return grid.flatten(0, 1).index_select(0, self.grid)
+
     def to(self, device: torch.device | str) -> PackedSequences:
         return PackedSequences(
             self.items.to(device), self.offsets.to(device), self.positions.to(device),

@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from padkern.models.caser import Caser
+from padkern.models.encoder import SequenceEncoder
 from padkern.models.expert import Expert, ItemTower, TextSpaceExpert
+from padkern.models.gru4rec import GRU4Rec
+from padkern.models.registry import check_encoder_name, registered_encoder
 from padkern.models.sasrec import SASRec
 
-ENCODERS = {"sasrec": "post", "sasrec_pre_ln": "pre"}
+if TYPE_CHECKING:
+    from padkern.models.registry import EncoderFactory
+
+
+def _gru4rec(dim: int, max_len: int, *, num_heads: int, **options: Any) -> GRU4Rec:
+    return GRU4Rec(dim, max_len, **options)
+
+
+def _caser(dim: int, max_len: int, *, num_layers: int, num_heads: int, **options: Any) -> Caser:
+    return Caser(dim, max_len, **options)
+
+
+_BUILT_IN: dict[str, EncoderFactory] = {
+    "caser": _caser,
+    "gru4rec": _gru4rec,
+    "sasrec": SASRec,
+    "sasrec_pre_ln": partial(SASRec, norm="pre"),
+}
+
+
+def build_encoder(
+    encoder: str | EncoderFactory, dim: int, max_len: int, **options: Any
+) -> SequenceEncoder:
+    """An encoder with fresh weights.
+
+    Args:
+        encoder: ``"sasrec"`` (post-LN), ``"sasrec_pre_ln"``, ``"gru4rec"``, ``"caser"``, the name
+            of a registered encoder, or a factory.
+        dim: width d of item vectors and states.
+        max_len: longest sequence.
+        options: further arguments of the factory.
+
+    Raises:
+        TypeError: an option that the encoder does not take, or a factory that gives no nn.Module.
+        ValueError: an unknown name, or an encoder of another width or length than asked for.
+    """
+    if isinstance(encoder, str):
+        check_encoder_name(encoder)
+        encoder = _BUILT_IN.get(encoder) or registered_encoder(encoder)  # type: ignore[assignment]
+    net: Any = encoder(dim, max_len, **options)  # type: ignore[operator]
+    is_module = isinstance(net, nn.Module)  # a name, so that net keeps its type
+    if not is_module:
+        raise TypeError(f"encoder must give an nn.Module, got {type(net).__name__}")
+    for name, wanted in (("dim", dim), ("max_len", max_len)):
+        if getattr(net, name, None) != wanted:
+            raise ValueError(
+                f"encoder must give a module with {name} = {wanted}, "
+                f"got {getattr(net, name, 'none')}"
+            )
+    return net
 
 
 def build_expert(
@@ -20,7 +75,8 @@ def build_expert(
     *,
     dim: int,
     max_len: int,
-    encoder: str = "sasrec",
+    encoder: str | EncoderFactory = "sasrec",
+    encoder_options: Mapping[str, Any] | None = None,
     num_layers: int = 2,
     num_heads: int = 2,
     dropout: float = 0.2,
@@ -41,8 +97,10 @@ def build_expert(
         kind: ``"id"``, ``"text"`` or ``"fused"``.
         num_items: catalogue size N.
         text: ``[N + 1, E]`` text matrix, for its width and scale.
-        dim, max_len, num_layers, num_heads, dropout: of the encoder.
-        encoder: ``"sasrec"`` (post-LN) or ``"sasrec_pre_ln"``.
+        dim, max_len, num_layers, num_heads, dropout: of the encoder; ``"gru4rec"`` has no heads,
+            ``"caser"`` neither heads nor layers.
+        encoder: name or factory, see :func:`build_encoder`.
+        encoder_options: further arguments of the encoder, such as ``{"window": 8}`` of a Caser.
         fuse, text_layers: see :class:`ItemTower`.
         pool_decay: decay of the recency path of experts that see text, ``None`` for none; a
             ``"text_space"`` expert always has one, by default with decay 0.6.
@@ -53,17 +111,15 @@ def build_expert(
             ``"xavier"`` (the release: spread depends on the catalogue size, padding row random).
 
     Raises:
-        ValueError: an unknown encoder or option.
+        TypeError, ValueError: an unknown encoder or option.
     """
-    if encoder not in ENCODERS:
-        raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {encoder!r}")
     if language not in ("text_space", "projected"):
         raise ValueError(f"language must be 'text_space' or 'projected', got {language!r}")
     if id_init not in ("scaled", "xavier"):
         raise ValueError(f"id_init must be 'scaled' or 'xavier', got {id_init!r}")
-    net = SASRec(
-        dim, max_len, num_layers=num_layers, num_heads=num_heads, dropout=dropout,
-        norm=ENCODERS[encoder],
+    net = build_encoder(
+        encoder, dim, max_len,
+        num_layers=num_layers, num_heads=num_heads, dropout=dropout, **(encoder_options or {}),
     )  # fmt: skip
     if kind == "text" and language == "text_space":
         return TextSpaceExpert(text.shape[1], net, pool_decay=pool_decay or 0.6)

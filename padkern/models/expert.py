@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
+from padkern.models.encoder import SequenceEncoder
 from padkern.models.projection import Linear
-from padkern.models.sasrec import SASRec
 
 TOWER_KINDS = ("id", "text", "fused")
 
@@ -177,7 +177,7 @@ class Expert(nn.Module):
     def __init__(
         self,
         tower: ItemTower,
-        encoder: SASRec,
+        encoder: SequenceEncoder,
         *,
         pool_decay: float | None = None,
         pool_scale: float = 1.0,
@@ -217,7 +217,12 @@ class TextSpaceExpert(nn.Module):
     """
 
     def __init__(
-        self, text_dim: int, encoder: SASRec, *, pool_decay: float = 0.6, pool_scale: float = 10.0
+        self,
+        text_dim: int,
+        encoder: SequenceEncoder,
+        *,
+        pool_decay: float = 0.6,
+        pool_scale: float = 10.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder

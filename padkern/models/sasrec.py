@@ -2,8 +2,7 @@
 
 Matrix products run through :mod:`padkern.ops.linear`, attention and everything between them
 through :mod:`padkern.ops.short_attention` and :mod:`padkern.ops.dropout_add_norm`: on the CPU one
-pass each, elsewhere plain torch. Dropout masks are a function of (seed, step, place), see
-:meth:`PackedSequences.keyed`.
+pass each, elsewhere plain torch. Dropout masks are keyed, see :mod:`padkern.models.encoder`.
 
 Source: Kang and McAuley 2018, arXiv:1808.09781; the post-LN layout follows the PAD release
 (Applied-Machine-Learning-Lab/PAD at 506c72d, ``model/modules.py``).
@@ -11,35 +10,17 @@ Source: Kang and McAuley 2018, arXiv:1808.09781; the post-LN layout follows the 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
+from padkern.models.encoder import Masks, PackedEncoder
 from padkern.models.projection import Linear, project
-from padkern.ops.dropout_add_norm import dropout_add_norm, keyed_dropout
-from padkern.ops.keyed_dropout import mix_seed
+from padkern.ops.dropout_add_norm import dropout_add_norm
 from padkern.ops.short_attention import short_attention_qkv
-
-
-class Masks(NamedTuple):
-    """Where the dropout masks of one forward pass come from.
-
-    Attributes:
-        dropout: probability; 0 in evaluation.
-        seed: root of this encoder's masks.
-        step: which draw.
-    """
-
-    dropout: float
-    seed: int
-    step: int
-
-    def at(self, place: int) -> dict[str, Any]:
-        """The arguments of the masks at one place of the encoder."""
-        return {"dropout": self.dropout, "seed": mix_seed(self.seed, place), "step": self.step}
 
 
 class CausalSelfAttention(nn.Module):
@@ -100,7 +81,7 @@ class Block(nn.Module):
         return project(F.gelu(h) if self.pre else h, self.down.weight)
 
 
-class SASRec(nn.Module):
+class SASRec(PackedEncoder):
     """Self-attentive sequence encoder: item vectors in, one state per token out.
 
     Positions are right-aligned: the last item of every sequence stands at slot ``max_len - 1``.
@@ -133,13 +114,10 @@ class SASRec(nn.Module):
         norm: str = "post",
         hidden: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dim, max_len, dropout)
         if norm not in ("post", "pre"):
             raise ValueError(f"norm must be 'post' or 'pre', got {norm!r}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-        self.dim, self.max_len, self.norm, self.dropout = dim, max_len, norm, dropout
-        self.stream = 0
+        self.norm = norm
         eps = 1e-6
         self.position = nn.Embedding(max_len, dim)
         self.edge_norm = nn.LayerNorm(dim, eps=eps)  # on the input (post) or the output (pre)
@@ -154,18 +132,6 @@ class SASRec(nn.Module):
                 nn.init.xavier_normal_(module.weight)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-    def masks(self, packed: PackedSequences) -> Masks:
-        """The dropout masks of a pass: none in evaluation, those of the batch's key in training.
-
-        Without a key the masks hang on one number of torch's generator.
-        """
-        if not self.training or self.dropout == 0.0:
-            return Masks(0.0, 0, 0)
-        if packed.key is None:
-            drawn = int(torch.randint(1 << 62, (), device="cpu"))
-            return Masks(self.dropout, mix_seed(drawn, self.stream), 0)
-        return Masks(self.dropout, mix_seed(packed.key.seed, self.stream), packed.key.step)
 
     def forward(self, x: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
         """States of all tokens.
@@ -188,8 +154,7 @@ class SASRec(nn.Module):
 
     def _post(self, x: Tensor, packed: PackedSequences, masks: Masks, short: bool) -> Tensor:
         x = _add_norm(self.edge_norm, x, self.position(packed.positions))
-        if masks.dropout:
-            x = keyed_dropout(x, **masks.at(0))
+        x = masks.drop(x, 0)
         for number, block in enumerate(self.blocks):
             place = 3 * number + 1
             if short and number + 1 == len(self.blocks):

@@ -25,6 +25,7 @@ from padkern.ops.triple_expert import gated_bce_loss
 if TYPE_CHECKING:
     from padkern.data.dataset import Ragged
     from padkern.data.plan import BatchPlan
+    from padkern.models.registry import EncoderFactory
 
 
 class ExpertModel(nn.Module):
@@ -298,9 +299,12 @@ class TripleExpert(ExpertModel):
         item_bins: ``[N + 1]`` int64 frequency bins, 0 for padding.
         dim: width d of each expert.
         max_len: longest history.
-        encoder: ``"sasrec"`` (post-LN) or ``"sasrec_pre_ln"``.
-        num_layers: encoder blocks.
-        num_heads: attention heads.
+        encoder: ``"sasrec"`` (post-LN), ``"sasrec_pre_ln"``, ``"gru4rec"``, ``"caser"``, a
+            registered name, or a factory called as ``encoder(dim, max_len, num_layers=,
+            num_heads=, dropout=)``; each expert has one of its own.
+        encoder_options: further arguments of the encoder, such as ``{"window": 8}`` of a Caser.
+        num_layers: encoder blocks; none in a Caser.
+        num_heads: attention heads of a SASRec.
         dropout: of the encoders.
         backend: of the gated item matrix and of both losses: "auto", "reference" or "native".
         unseen_bin: bin of items never seen in training; ``None``: no such bin.
@@ -334,7 +338,8 @@ class TripleExpert(ExpertModel):
         *,
         dim: int = 128,
         max_len: int = 20,
-        encoder: str = "sasrec",
+        encoder: str | EncoderFactory = "sasrec",
+        encoder_options: Mapping[str, Any] | None = None,
         num_layers: int = 2,
         num_heads: int = 2,
         dropout: float = 0.2,
@@ -352,7 +357,8 @@ class TripleExpert(ExpertModel):
             raise ValueError(f"text must have {num_items + 1} rows, got {list(text.shape)}")
         experts = {
             name: build_expert(
-                kind, num_items, text, dim=dim, max_len=max_len, encoder=encoder,
+                kind, num_items, text, dim=dim, max_len=max_len,
+                encoder=encoder, encoder_options=encoder_options,
                 num_layers=num_layers, num_heads=num_heads, dropout=dropout, fuse=fuse,
                 text_layers=text_layers, pool_decay=pool_decay, pool_scale=pool_scale,
                 language=language, id_init=id_init,

@@ -6,15 +6,29 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from padkern.errors import UsageError
+from padkern.models.registry import check_encoder_name
 
 
 class Section(BaseModel):
     """One section of a configuration; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+def _unfit(message: str) -> PydanticCustomError:
+    """A validation error with this message and nothing before it."""
+    return PydanticCustomError("unfit", "{message}", {"message": message})
 
 
 class TextConfig(Section):
@@ -27,15 +41,24 @@ class TextConfig(Section):
     knn_decay: float = Field(0.6, gt=0, le=1, description="history decay of the text_knn row")
 
 
+class CaserConfig(Section):
+    """Sizes of the encoder ``caser``; see :class:`padkern.models.caser.Caser`."""
+
+    window: int = Field(5, ge=1, description="tokens that a state sees, at most model.max_len")
+    horizontal: int = Field(16, ge=1, description="filters of each height")
+    vertical: int = Field(4, ge=1, description="vertical filters")
+
+
 class ModelConfig(Section):
     """Form and size of the experts; see :func:`padkern.models.build.build_expert`."""
 
     dim: int = Field(64, ge=1)
     id_init: Literal["scaled", "xavier"] = "scaled"
     max_len: int = Field(20, ge=1)
-    encoder: Literal["sasrec", "sasrec_pre_ln"] = "sasrec"
-    num_layers: int = Field(2, ge=1)
-    num_heads: int = Field(2, ge=1)
+    encoder: str = Field("sasrec", description="sasrec, sasrec_pre_ln, gru4rec, caser, registered")
+    num_layers: int = Field(2, ge=1, description="of every encoder but caser")
+    num_heads: int = Field(2, ge=1, description="of sasrec and sasrec_pre_ln")
+    caser: CaserConfig = CaserConfig()
     dropout: float = Field(0.2, ge=0, lt=1)
     fuse: Literal["sum", "cat"] = "sum"
     text_layers: int = Field(0, ge=0)
@@ -44,6 +67,30 @@ class ModelConfig(Section):
     language: Literal["text_space", "projected"] = Field(
         "text_space", description="language expert: scores in the text space, or projects text"
     )
+
+    @property
+    def encoder_options(self) -> dict[str, Any]:
+        """Arguments of the encoder beyond those that every encoder takes."""
+        return self.caser.model_dump() if self.encoder == "caser" else {}
+
+    @field_validator("encoder")
+    @classmethod
+    def _known_encoder(cls, name: str) -> str:
+        try:
+            check_encoder_name(name)
+        except ValueError as error:
+            raise _unfit(str(error).partition(", got ")[0]) from None
+        return name
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ModelConfig:
+        if self.encoder.startswith("sasrec") and self.dim % self.num_heads:
+            raise _unfit(f"dim must be divisible by num_heads, got {self.dim} and {self.num_heads}")
+        if self.encoder == "caser" and self.caser.window > self.max_len:
+            raise _unfit(
+                f"caser.window must be at most max_len ({self.max_len}), got {self.caser.window}"
+            )
+        return self
 
 
 class PhaseConfig(Section):
@@ -183,10 +230,16 @@ class RunConfig(Section):
         return config
 
 
+#: Keys that came after runs had been stored: without them a run did what their defaults say.
+_LATER = ("model.caser",)
+
+
 def _missing(wanted: dict[str, Any], found: Any, prefix: str = "") -> str | None:
     """The first key of ``wanted`` that ``found`` lacks, dotted."""
     for key, value in wanted.items():
         if key not in found:
+            if prefix + key in _LATER:
+                continue
             return prefix + key
         if isinstance(value, dict):
             deeper = _missing(value, found[key], f"{prefix}{key}.")
@@ -201,7 +254,9 @@ def _validated(values: Any, source: str) -> RunConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "top level"
-        raise UsageError(f"{source}: {key}: {first['msg']}, got {first['input']!r}") from error
+        # Of a whole section the message names the values itself.
+        given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+        raise UsageError(f"{source}: {key}: {first['msg']}{given}") from error
 
 
 _PARITY_PHASE = {

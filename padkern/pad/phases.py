@@ -87,6 +87,7 @@ class Phases:
             "dim": model.dim,
             "max_len": model.max_len,
             "encoder": model.encoder,
+            "encoder_options": model.encoder_options,
             "num_layers": model.num_layers,
             "num_heads": model.num_heads,
             "dropout": model.dropout,

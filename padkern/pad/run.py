@@ -65,7 +65,9 @@ def run_experiment(
     """
     reporter = reporter or Reporter()
     if resume and folder.exists("config.yaml"):
-        if folder.read_text("config.yaml") != config.to_yaml():
+        stored = folder.read_text("config.yaml")
+        # Equal values may be written differently: a key may be newer than the run.
+        if stored != config.to_yaml() and RunConfig.from_yaml(stored) != config:
             raise CheckpointError(
                 f"{folder.file('config.yaml')}: holds another configuration; "
                 "resume with the same options or choose a new run folder"

@@ -531,17 +531,38 @@ ENCODER = (
     ),
     Mutant(
         "places_share_their_masks",
-        "padkern/models/sasrec.py",
+        "padkern/models/encoder.py",
         '"seed": mix_seed(self.seed, place)',
         '"seed": mix_seed(self.seed, 0)',
         PACKED,
     ),
     Mutant(
         "masks_ignore_the_step",
-        "padkern/models/sasrec.py",
+        "padkern/models/encoder.py",
         "Masks(self.dropout, mix_seed(packed.key.seed, self.stream), packed.key.step)",
         "Masks(self.dropout, mix_seed(packed.key.seed, self.stream), 0)",
         _select("test_encoder_packing", "key_alone"),
+    ),
+    Mutant(
+        "gru_masks_follow_the_step_order",
+        "padkern/models/gru4rec.py",
+        "states = masks.drop(states, number + 1, order)",
+        "states = masks.drop(states, number + 1)",
+        _select("test_backbones", "packed_equals_padded"),
+    ),
+    Mutant(
+        "caser_filters_before_the_start_give_zero",
+        "padkern/models/caser.py",
+        "torch.where(steps < lag, bias[part], response[:, part].roll(lag, 0))",
+        "torch.where(steps < lag, 0.0, response[:, part].roll(lag, 0))",
+        _select("test_backbones", "packed_equals_padded"),
+    ),
+    Mutant(
+        "caser_window_reaches_into_the_sequence_before",
+        "padkern/models/caser.py",
+        "x.roll(lag, 0).masked_fill(steps < lag, 0.0)",
+        "x.roll(lag, 0).masked_fill(steps < lag - 1, 0.0)",
+        _select("test_backbones", "leaks or alone"),
     ),
 )
 
