@@ -30,6 +30,7 @@ TIME_RULE = "must be a finite number of seconds"
 RATING_RULE = "must be a finite number"
 _ASIN = r"^(B[0-9A-Z]{9}|[0-9]{9}[0-9X])$"
 _MILLISECONDS_FROM = 1e11  # as seconds this is the year 5138
+_EXACT = 2.0**53  # below it float64 holds every integer
 _REVIEW = {
     "amazon2018": ("reviewerID", "asin", "unixReviewTime", "overall"),
     "amazon2023": ("user_id", "parent_asin", "timestamp", "rating"),
@@ -141,7 +142,8 @@ def _seconds(parts: list[np.ndarray]) -> np.ndarray:
     times = np.concatenate(parts)
     parts.clear()
     if times.dtype == np.float64 and (times == np.trunc(times)).all():
-        times = times.astype(np.int64)
+        if times.size and np.abs(times).max() < _EXACT:
+            times = times.astype(np.int64)
     if times.size and times.max() >= _MILLISECONDS_FROM:
         whole = times.dtype == np.int64 and not (times % 1000).any()
         times = times // 1000 if whole else times / 1000

@@ -110,7 +110,7 @@ def blocks(file: LineFile, layout: Layout, wanted: Sequence[str]) -> Iterator[Bl
 
 
 def _parse(path: Path, lines: Lines, layout: Layout, wanted: Sequence[str]) -> Block | None:
-    if not lines.data.strip(b"\n"):
+    if lines.data.count(b"\n") == len(lines.data):
         return None
     names = list(layout.names)
     damaged, data = damaged_records(DelimitedText(lines.data, layout.delimiter, False), names)

@@ -167,17 +167,18 @@ class Events:
 
 def merge(parts: list[Coded]) -> Coded:
     """The parts end to end under one set of codes, int32; the list is emptied."""
-    names = pa.chunked_array([part[1] for part in parts], pa.string())
-    encoded = names.dictionary_encode()
-    if not encoded.num_chunks:
+    filled = [part for part in parts if len(part[1])]  # encoding drops chunks without a value
+    parts.clear()
+    encoded = pa.chunked_array([names for _, names in filled], pa.string()).dictionary_encode()
+    if not filled:
         return np.zeros(0, dtype=np.int32), pa.array([], pa.string())
-    merged = encoded.chunk(encoded.num_chunks - 1).dictionary
-    codes = np.empty(sum(part[0].size for part in parts), dtype=np.int32)
+    # Every chunk refers to one dictionary, that of all.
+    merged = encoded.chunk(0).dictionary
+    codes = np.empty(sum(local.size for local, _ in filled), dtype=np.int32)
     end = 0
-    for chunk, (local, _) in zip(encoded.chunks, parts, strict=True):
+    for chunk, (local, _) in zip(encoded.chunks, filled, strict=True):
         codes[end : end + local.size] = chunk.indices.to_numpy()[local]
         end += local.size
-    parts.clear()
     return codes, merged
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,7 +50,7 @@ def json_blocks(file: LineFile, fields: Mapping[str, str]) -> Iterator[Block]:
     """
     schema: pa.Schema | None = None
     for lines in file.pieces():
-        if not lines.data.strip():
+        if lines.data.isspace():
             continue
         if schema is None:
             schema = _schema(lines, fields)
@@ -85,7 +86,8 @@ def _schema(lines: Lines, fields: Mapping[str, str]) -> pa.Schema:
         if kind == NUMBER:
             columns.append((name, pa.float64()))
         else:
-            columns.append((name, pa.list_(pa.string()) if type(value) is list else pa.string()))
+            is_list = kind == TEXT and isinstance(value, list)
+            columns.append((name, pa.list_(pa.string()) if is_list else pa.string()))
     return pa.schema(columns)
 
 
@@ -167,9 +169,12 @@ def _row(number: int, line: bytes, fields: Mapping[str, str]) -> tuple[Fault | N
 
 def _value(value: Any, kind: str) -> tuple[bool, Any]:
     if kind == NUMBER:
-        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # Also false for NaN.
-        return plain and abs(value) < 2**63, float(value) if plain else None
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False, None
+        try:
+            return math.isfinite(value), float(value)
+        except OverflowError:
+            return False, None
     if value is None:
         return True, None
     if kind == STRING:
@@ -177,7 +182,10 @@ def _value(value: Any, kind: str) -> tuple[bool, Any]:
             value = str(value)
         return isinstance(value, str), _encodable(value)
     if isinstance(value, (str, int, float, list, tuple)):
-        return True, _encodable(_plain(value))
+        try:
+            return True, _encodable(_plain(value))
+        except RecursionError:
+            pass
     return False, None
 
 

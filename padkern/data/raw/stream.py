@@ -49,10 +49,10 @@ class LineFile:
         piece: bytes (uncompressed) to read at once; a piece is longer by less than one line.
     """
 
-    def __init__(self, path: Path, piece: int = _PIECE) -> None:
+    def __init__(self, path: Path, piece: int | None = None) -> None:
         self.path = path
         self.rows_read = 0
-        self._piece = piece
+        self._piece = piece or _PIECE
         self._digest = hashlib.sha256()
         self._size = 0
 
