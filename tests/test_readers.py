@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import raw_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -656,6 +657,14 @@ def test_sources_and_options_that_do_not_exist(tmp_path):
         read_raw(tmp_path, format="netflix")
 
 
+@pytest.mark.parametrize("kind", sorted(raw_files.WRITERS))
+def test_files_of_the_benchmark(tmp_path, kind):
+    raw_files.WRITERS[kind](tmp_path, 0.0003)
+    found = raw_files.read_here(tmp_path)
+    assert found["train"] == found["interactions"] - 2 * found["users"] > 0
+    assert found["items"] <= found["rows"]
+
+
 # ---- broken rows ---------------------------------------------------------------------------------
 
 BROKEN = {
@@ -771,6 +780,22 @@ def test_an_item_column_that_is_all_bad(tmp_path):
     folder = put(tmp_path, "x.inter", "user_id:token\titem_id:token\nu\t \nv\t \n")
     with pytest.raises(DataError, match="no usable interaction is left"):
         read_raw(folder, on_bad_rows="skip")
+
+
+def test_impressions_that_are_all_bad(tmp_path):
+    folder = mind(tmp_path)
+    put(folder, "behaviors.tsv", BEHAVIORS.replace("-1", "").replace("-0", ""))
+    with pytest.raises(DataError, match="column 'impressions': must be news ids with -1"):
+        read_raw(folder)
+    with pytest.raises(DataError, match="no usable interaction is left"):
+        read_raw(folder, on_bad_rows="skip")
+
+
+def test_times_in_one_file_of_two(tmp_path):
+    folder = recbole(tmp_path)
+    put(folder, "more.inter", "user_id:token\titem_id:token\nu1\ta\n")
+    with pytest.raises(DataError, match="some have a column 'timestamp' and some have none"):
+        read_raw(folder)
 
 
 def test_damaged_gzip(tmp_path):

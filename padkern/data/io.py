@@ -133,7 +133,8 @@ def _find(path: Path) -> tuple[Path, Path | None]:
     source = _one_of(path, ("sequences", "interactions"))
     if source is None:
         raise DataError(
-            f"{path}: the folder holds neither sequences nor interactions ({', '.join(SUFFIXES)})"
+            f"{path}: the folder holds neither sequences nor interactions "
+            f"({', '.join(SUFFIXES)}); 'padkern convert' makes them from published files"
         )
     return source, _one_of(path, ("items",))
 

@@ -141,10 +141,12 @@ def _seconds(parts: list[np.ndarray]) -> np.ndarray:
     """Times end to end, in seconds: int64 where all are whole, else float64."""
     times = np.concatenate(parts)
     parts.clear()
-    if times.dtype == np.float64 and (times == np.trunc(times)).all():
-        if times.size and np.abs(times).max() < _EXACT:
-            times = times.astype(np.int64)
-    if times.size and times.max() >= _MILLISECONDS_FROM:
+    if not times.size:
+        return times
+    exact = times.dtype == np.float64 and np.abs(times).max() < _EXACT
+    if exact and (times == np.trunc(times)).all():
+        times = times.astype(np.int64)
+    if times.max() >= _MILLISECONDS_FROM:
         whole = times.dtype == np.int64 and not (times % 1000).any()
         times = times // 1000 if whole else times / 1000
     return times
