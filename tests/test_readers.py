@@ -224,6 +224,19 @@ def test_nothing_in_the_metadata_is_executed(tmp_path):
     assert not trap.exists()
 
 
+@pytest.mark.parametrize("piece", [None, 40])
+def test_of_items_with_one_id_the_last_row_counts(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(stream, "_PIECE", piece)
+    names = random.Random(0).choices("abcdefgh", k=30)
+    metas = [{"asin": name, "title": f"row {k}"} for k, name in enumerate(names)]
+    rows = [(f"u{k % 3}", name, 5.0, k) for k, name in enumerate(names)]
+    data = read_raw(put(amazon2018(tmp_path, rows=rows), "meta_Shop.json", json_lines(metas)))
+    last = {name: k for k, name in enumerate(names)}
+    assert texts_of(data) == {name: f"row {k}" for name, k in last.items()}
+    assert data.items[1:] == sorted(last, key=last.get)
+    assert data.provenance["duplicate_items"] == 30 - len(last)
+
+
 OBJECTS = st.lists(
     st.fixed_dictionaries(
         {},

@@ -529,7 +529,7 @@ READERS = (
         "padkern/data/raw/events.py",
         "_, from_end = np.unique(codes[::-1], return_index=True)",
         "_, from_end = np.unique(codes, return_index=True)",
-        _select("test_readers", "same_sequences or texts"),
+        _select("test_readers", "last_row_counts"),
     ),
     Mutant(
         "history_behind_the_clicks",
