@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-__all__ = ["Filters", "apply_filters"]
+__all__ = ["Filters", "apply_filters", "distinct"]
 
 
 class Filters(BaseModel):
@@ -80,8 +80,8 @@ def apply_filters(
                 "filter": name,
                 "value": value,
                 "dropped_interactions": int(keep.size - after.size),
-                "dropped_users": _distinct(users[keep]) - _distinct(users[after]),
-                "dropped_items": _distinct(items[keep]) - _distinct(items[after]),
+                "dropped_users": distinct(users[keep]) - distinct(users[after]),
+                "dropped_items": distinct(items[keep]) - distinct(items[after]),
                 **extra,
             }
         )
@@ -123,7 +123,8 @@ def apply_filters(
     return keep, steps
 
 
-def _distinct(values: np.ndarray) -> int:
+def distinct(values: np.ndarray) -> int:
+    """Number of different codes (integers from 0)."""
     return int(np.count_nonzero(np.bincount(values)))
 
 

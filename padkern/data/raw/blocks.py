@@ -16,7 +16,7 @@ from padkern.data import convert
 from padkern.data.badrows import Fault
 from padkern.data.raw.stream import LineFile, Lines
 from padkern.data.records import DelimitedText, damaged_records
-from padkern.data.tables import Table
+from padkern.data.tables import Table, flat
 from padkern.errors import DataError
 
 __all__ = ["Block", "Layout", "blocks", "coded_ids", "header_of", "numbers"]
@@ -148,7 +148,7 @@ def _parse(path: Path, lines: Lines, layout: Layout, wanted: Sequence[str]) -> B
     total = parsed.num_rows + len(ragged)
     numbers = np.arange(1, total + 1)
     columns = {
-        name: _flat(parsed.column(place)) for name, place in zip(wanted, include, strict=True)
+        name: flat(parsed.column(place)) for name, place in zip(wanted, include, strict=True)
     }
     if ragged or damaged:
         numbers = np.delete(numbers, np.array(list(ragged), dtype=np.int64) - 1)
@@ -221,8 +221,3 @@ def numbers(block: Table, column: str, reason: str, rule: str) -> np.ndarray:
             block.reject(~inner.ok[codes], column, reason, rule)
             return values[codes]
     return convert.numbers(block, column, reason, rule)
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array

@@ -18,7 +18,17 @@ from padkern.data.badrows import BadRowPolicy
 from padkern.data.raw.blocks import Block, coded_ids
 from padkern.data.raw.stream import LineFile
 
-__all__ = ["Catalog", "Coded", "Events", "Reading", "clean_text", "in_order", "merge"]
+__all__ = [
+    "Catalog",
+    "Coded",
+    "Events",
+    "Reading",
+    "clean_text",
+    "in_order",
+    "item_texts",
+    "merge",
+    "read_catalog",
+]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 _INTEGER = r"^(0|[1-9][0-9]{0,17})$"

@@ -16,6 +16,7 @@ from padkern.data.badrows import Fault
 from padkern.data.convert import to_numpy
 from padkern.data.raw.blocks import Block
 from padkern.data.raw.stream import LineFile, Lines
+from padkern.data.tables import flat
 from padkern.errors import DataError
 
 __all__ = ["NUMBER", "STRING", "TEXT", "json_blocks", "parse_object"]
@@ -109,7 +110,7 @@ def _parse_with_arrow(file: LineFile, lines: Lines, schema: pa.Schema) -> Block 
     filled = data.count(b"\n") + (not data.endswith(b"\n"))
     if b"\n\n" in data or data.startswith(b"\n") or table.num_rows != filled:
         return None
-    columns = {name: _flat(table.column(name)) for name in schema.names}
+    columns = {name: flat(table.column(name)) for name in schema.names}
     for name, array in columns.items():
         if pa.types.is_list(array.type):
             texts = [None if value is None else _plain(value) for value in array.to_pylist()]
@@ -201,8 +202,3 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, str) and not value.isascii():
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array

@@ -17,7 +17,7 @@ import pyarrow as pa
 from padkern.data.assemble import Log, assemble, lookup
 from padkern.data.badrows import BadRowPolicy, OnBadRows
 from padkern.data.dataset import Dataset
-from padkern.data.filters import Filters, apply_filters
+from padkern.data.filters import Filters, apply_filters, distinct
 from padkern.data.raw import amazon, mind, tables
 from padkern.data.raw.detect import FORMATS, Files, find_files
 from padkern.data.raw.events import Catalog, Reading, in_order
@@ -247,7 +247,7 @@ def _join(
         "filter": "known_items",
         "value": catalog.path.name,
         "dropped_interactions": int(items.size - np.count_nonzero(known)),
-        "dropped_users": _distinct(log.users) - _distinct(log.users[known]),
+        "dropped_users": distinct(log.users) - distinct(log.users[known]),
         "dropped_items": int(np.count_nonzero(position < 0)),
     }
     return _rows(log, known), catalog.texts, [step]
@@ -276,7 +276,3 @@ def _rows(log: Log, rows: np.ndarray) -> Log:
         times=None if log.times is None else log.times[rows],
         ratings=None if log.ratings is None else log.ratings[rows],
     )
-
-
-def _distinct(values: np.ndarray) -> int:
-    return int(np.count_nonzero(np.bincount(values)))
