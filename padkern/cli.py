@@ -55,7 +55,7 @@ Filter = Annotated[
         "--filter",
         metavar="NAME=VALUE",
         help="min_rating, first_only, drop_consecutive_repeats, k_core, user_core, item_core, "
-        "min_user_length, keep_last, max_users.",
+        "min_user_length, keep_last, cut_above, max_users.",
     ),
 ]
 BadRows = Annotated[
@@ -187,6 +187,80 @@ def embed(
             columns=list(columns or ()),
             cache=cache,
             force=force,
+            reporter=reporter,
+        )
+
+
+@app.command()
+def convert(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help="Files and folders of one data set.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make, for --data.")],
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="amazon2018, amazon2023, mind, movielens, recbole or sasrec. Default: by the "
+            "first lines.",
+        ),
+    ] = None,
+    authors: Annotated[
+        bool,
+        typer.Option("--authors", help="The filters of the paper's authors (Amazon, MIND)."),
+    ] = False,
+    filter_: Filter = None,
+    text_fields: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Fields of an item that make its text. Default: title; MovieLens: title,genres; "
+            "RecBole: every token_seq.",
+        ),
+    ] = None,
+    unknown_items: Annotated[
+        str | None,
+        typer.Option(
+            metavar="drop|keep|error",
+            help="Interactions with items that the items file lacks. Default: drop for Amazon, "
+            "else error.",
+        ),
+    ] = None,
+    history: Annotated[
+        bool,
+        typer.Option(help="MIND: histories before the clicks; without them, clicks have times."),
+    ] = True,
+    user_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--user-first/--item-first", help="Amazon ratings without a header: the first column."
+        ),
+    ] = None,
+    keep_unused_items: Annotated[
+        bool, typer.Option("--keep-unused-items", help="Keep items that nobody took.")
+    ] = False,
+    on_bad_rows: BadRows = "error",
+    quiet: Quiet = False,
+) -> None:
+    """Turn a published data set into the folder that --data takes."""
+    from padkern.pad.conversion import convert as convert_sources
+
+    with _reporter(quiet) as reporter:
+        convert_sources(
+            sources,
+            out,
+            filters=list(filter_ or ()),
+            on_bad_rows=on_bad_rows,
+            options={
+                "format": format_,
+                "authors": authors,
+                "text_fields": None if text_fields is None else text_fields.split(","),
+                "unknown_items": unknown_items,
+                "history": history,
+                "user_first": user_first,
+                "keep_unused_items": keep_unused_items,
+            },
             reporter=reporter,
         )
 

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from padkern.data.fetch import resolve_dataset
     from padkern.data.filters import Filters
     from padkern.data.io import Columns, read_dataset
+    from padkern.data.raw import authors_filters, convert_raw, read_raw
 
 _LAZY = {
     "Columns": "io",
     "Filters": "filters",
+    "authors_filters": "raw",
+    "convert_raw": "raw",
     "read_dataset": "io",
+    "read_raw": "raw",
     "resolve_dataset": "fetch",
 }
 
@@ -35,12 +39,15 @@ __all__ = [
     "Ragged",
     "Split",
     "audit",
+    "authors_filters",
+    "convert_raw",
     "format_audit",
     "frequency_bins",
     "global_time",
     "leave_one_out",
     "make_split",
     "read_dataset",
+    "read_raw",
     "resolve_dataset",
     "write_dataset",
 ]

@@ -143,5 +143,6 @@ def _message(table: Located, faults: Sequence[Fault]) -> str:
         value = first.value if len(first.value) <= 60 else first.value[:57] + "..."
         text += f" (got {value!r})"
     if len(faults) > 1:
-        text += f"; {len(faults) - 1} more bad row{'s' if len(faults) > 2 else ''} in this file"
+        scope = getattr(table, "scope", "this file")
+        text += f"; {len(faults) - 1} more bad row{'s' if len(faults) > 2 else ''} in {scope}"
     return text

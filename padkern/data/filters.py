@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-__all__ = ["Filters", "apply_filters"]
+__all__ = ["Filters", "apply_filters", "distinct"]
 
 
 class Filters(BaseModel):
@@ -25,6 +25,7 @@ class Filters(BaseModel):
         item_core: the same bound for items alone; takes the place of ``k_core`` for them.
         min_user_length: drop shorter users, once; items are not looked at again.
         keep_last: keep each user's last interactions, this many.
+        cut_above: with ``keep_last``, leave users of at most this many interactions whole.
         max_users: keep the first users in file order, this many.
     """
 
@@ -38,7 +39,15 @@ class Filters(BaseModel):
     item_core: int | None = Field(default=None, ge=1)
     min_user_length: int | None = Field(default=None, ge=1)
     keep_last: int | None = Field(default=None, ge=1)
+    cut_above: int | None = Field(default=None, ge=1)
     max_users: int | None = Field(default=None, ge=1)
+
+    @field_validator("cut_above")
+    @classmethod
+    def _needs_a_length(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("keep_last") is None:
+            raise ValueError("cut_above needs keep_last")
+        return value
 
 
 def apply_filters(
@@ -47,9 +56,9 @@ def apply_filters(
     """Choose the interactions that remain.
 
     Args:
-        users: int64 ``[nnz]`` codes in file order of the users, sorted (rows of a user together,
+        users: integer ``[nnz]`` codes in file order of the users, sorted (rows of a user together,
             oldest first).
-        items: int64 ``[nnz]`` codes.
+        items: integer ``[nnz]`` codes.
         ratings: float ``[nnz]`` or None.
         filters: what to apply.
 
@@ -71,8 +80,8 @@ def apply_filters(
                 "filter": name,
                 "value": value,
                 "dropped_interactions": int(keep.size - after.size),
-                "dropped_users": _distinct(users[keep]) - _distinct(users[after]),
-                "dropped_items": _distinct(items[keep]) - _distinct(items[after]),
+                "dropped_users": distinct(users[keep]) - distinct(users[after]),
+                "dropped_items": distinct(items[keep]) - distinct(items[after]),
                 **extra,
             }
         )
@@ -101,19 +110,26 @@ def apply_filters(
     if filters.keep_last is not None:
         u = users[keep]
         from_end = np.searchsorted(u, u, side="right") - np.arange(u.size)
-        step("keep_last", filters.keep_last, from_end <= filters.keep_last)
+        last = from_end <= filters.keep_last
+        if filters.cut_above is None:
+            step("keep_last", filters.keep_last, last)
+        else:
+            short = (np.bincount(u) <= filters.cut_above)[u]
+            value = {"keep_last": filters.keep_last, "cut_above": filters.cut_above}
+            step("keep_last", value, last | short)
     if filters.max_users is not None:
         _, rank = np.unique(users[keep], return_inverse=True)
         step("max_users", filters.max_users, rank < filters.max_users)
     return keep, steps
 
 
-def _distinct(values: np.ndarray) -> int:
-    return int(np.unique(values).size)
+def distinct(values: np.ndarray) -> int:
+    """Number of different codes (integers from 0)."""
+    return int(np.count_nonzero(np.bincount(values)))
 
 
 def _first_only(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    key = users * (int(items.max(initial=0)) + 1) + items
+    key = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
     first = np.zeros(key.size, dtype=bool)
     first[np.unique(key, return_index=True)[1]] = True
     return first

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from padkern.data import convert
+from padkern.data.assemble import Log, assemble, codes, lookup
 from padkern.data.badrows import BadRowPolicy, Fault, OnBadRows
-from padkern.data.dataset import Dataset, Ragged
+from padkern.data.dataset import Dataset
 from padkern.data.fetch import resolve_dataset
 from padkern.data.filters import Filters, apply_filters
 from padkern.data.tables import SUFFIXES, Table, read_table
@@ -44,18 +43,6 @@ class Columns(BaseModel):
     items: str = "items"
     catalog_item: str = "item"
     text: str = "text"
-
-
-@dataclass(frozen=True)
-class _Log:
-    """Interactions end to end, sorted by user, then time, then file order."""
-
-    user_names: pa.Array
-    users: np.ndarray
-    items: np.ndarray
-    item_names: pa.Array
-    times: np.ndarray | None
-    ratings: np.ndarray | None
 
 
 def read_dataset(
@@ -135,7 +122,8 @@ def read_dataset(
         "keep_unused_items": keep_unused_items,
     }
     name = source.parent.resolve().name or source.stem
-    return _assemble(name, source, log, keep, catalog, keep_unused_items, provenance)
+    texts = catalog[1] if catalog else None
+    return assemble(name, source, log, keep, texts, keep_unused_items, provenance)
 
 
 def _find(path: Path) -> tuple[Path, Path | None]:
@@ -145,7 +133,8 @@ def _find(path: Path) -> tuple[Path, Path | None]:
     source = _one_of(path, ("sequences", "interactions"))
     if source is None:
         raise DataError(
-            f"{path}: the folder holds neither sequences nor interactions ({', '.join(SUFFIXES)})"
+            f"{path}: the folder holds neither sequences nor interactions "
+            f"({', '.join(SUFFIXES)}); 'padkern convert' makes them from published files"
         )
     return source, _one_of(path, ("items",))
 
@@ -184,8 +173,8 @@ def _read_items(
 def _reject_duplicates(table: Table, column: str, names: pa.Array, reason: str) -> None:
     """Reject later rows with an id that an earlier good row has."""
     rows = np.flatnonzero(table.ok)
-    codes = _codes(names.filter(pa.array(table.ok)))[0]
-    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    present = codes(names.filter(pa.array(table.ok)))[0]
+    _, first, inverse = np.unique(present, return_index=True, return_inverse=True)
     again = rows[first[inverse] != np.arange(rows.size)]
     if not again.size:
         return
@@ -203,7 +192,7 @@ def _read_sequences(
     known: pa.Array | None,
     catalog: Path | None,
     filters: Filters,
-) -> tuple[_Log, Table]:
+) -> tuple[Log, Table]:
     if filters.min_rating is not None:
         raise DataError(f"{path}: the min_rating filter needs an interactions table with ratings")
     table = read_table(path, (columns.user, columns.items), tsv_quoting=tsv_quoting)
@@ -212,16 +201,16 @@ def _read_sequences(
     values, lengths = convert.id_lists(table, columns.items)
     owner = np.repeat(np.arange(lengths.size), lengths)
     if known is None:
-        items, item_names = _codes(values)
+        items, item_names = codes(values)
     else:
-        items, item_names = _lookup(values, known), known
+        items, item_names = lookup(values, known), known
         unknown = items < 0
         for position in np.flatnonzero(unknown):
             number = int(table.numbers[owner[position]])
             value = values[int(position)].as_py()
             table.faults.append(Fault(number, columns.items, value, *_unknown(catalog)))
         owner, items = owner[~unknown], items[~unknown]
-    return _Log(names, owner, items, item_names, None, None), table
+    return Log(names, owner, items, item_names, None, None), table
 
 
 def _read_interactions(
@@ -231,7 +220,7 @@ def _read_interactions(
     known: pa.Array | None,
     catalog: Path | None,
     filters: Filters,
-) -> tuple[_Log, Table]:
+) -> tuple[Log, Table]:
     required = [columns.user, columns.item]
     if columns.timestamp is not None:
         required.append(columns.timestamp)
@@ -254,18 +243,18 @@ def _read_interactions(
         rule = "must be a finite number"
         ratings = convert.numbers(table, columns.rating, "bad_rating", rule)
     if known is not None:
-        codes = _lookup(values, known)
-        table.reject(codes < 0, columns.item, *_unknown(catalog))
+        positions = lookup(values, known)
+        table.reject(positions < 0, columns.item, *_unknown(catalog))
     keep = table.ok
     mask = pa.array(keep)
     if known is None:
-        items, item_names = _codes(values.filter(mask))
+        items, item_names = codes(values.filter(mask))
     else:
-        items, item_names = codes[keep], known
-    users, user_names = _codes(names.filter(mask))
+        items, item_names = positions[keep], known
+    users, user_names = codes(names.filter(mask))
     # lexsort is stable, so equal times keep the order of the file.
     order = np.lexsort((users,) if times is None else (times[keep], users))
-    log = _Log(
+    log = Log(
         user_names,
         users[order],
         items[order],
@@ -274,56 +263,6 @@ def _read_interactions(
         None if ratings is None else ratings[keep][order],
     )
     return log, table
-
-
-def _assemble(
-    name: str,
-    source: Path,
-    log: _Log,
-    keep: np.ndarray,
-    catalog: tuple[pa.Array, pa.Array] | None,
-    keep_unused_items: bool,
-    provenance: dict[str, Any],
-) -> Dataset:
-    users, items = log.users[keep], log.items[keep]
-    user_codes, rows = np.unique(users, return_inverse=True)
-    used = np.zeros(len(log.item_names), dtype=bool)
-    used[items] = True
-    if keep_unused_items and catalog is not None:
-        used |= convert.to_numpy(pc.not_equal(catalog[1], ""))
-    for count, what in ((user_codes.size, "user"), (int(used.sum()), "item")):
-        if count < 2:
-            only = f"only one {what}" if count else f"no {what}"
-            after = " after the filters" if provenance["filters"] else ""
-            raise DataError(f"{source}: {only} is left{after}; at least 2 {what}s are needed")
-    new_id = np.cumsum(used)
-    mask = pa.array(used)
-    item_names = ["", *log.item_names.filter(mask).to_pylist()]
-    texts = ["", *catalog[1].filter(mask).to_pylist()] if catalog else [""] * len(item_names)
-    lengths = np.bincount(rows, minlength=user_codes.size)
-    return Dataset(
-        name=name,
-        users=log.user_names.take(pa.array(user_codes)).to_pylist(),
-        items=item_names,
-        sequences=Ragged.from_lengths(new_id[items].astype(np.int64), lengths),
-        timestamps=None if log.times is None else log.times[keep],
-        texts=texts,
-        provenance=provenance,
-    )
-
-
-def _codes(names: pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """Integer codes in order of first appearance, and the names they stand for."""
-    encoded = names.dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    return convert.to_numpy(encoded.indices).astype(np.int64), encoded.dictionary
-
-
-def _lookup(values: pa.Array, known: pa.Array) -> np.ndarray:
-    """Position of each value among the known ones, -1 where it is not there."""
-    found = pc.fill_null(pc.index_in(values, value_set=known), -1)
-    return convert.to_numpy(found).astype(np.int64)
 
 
 def _unknown(catalog: Path | None) -> tuple[str, str]:

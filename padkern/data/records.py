@@ -62,6 +62,10 @@ class DelimitedText:
                     break
         return found
 
+    def left_open(self) -> bool:
+        """Whether a quote is still open at the end of the data."""
+        return _open_after(self.data, self.delimiter.encode(), False)
+
     def cells(self, record: bytes) -> list[bytes]:
         """The cells of one record, good enough to say in which one a byte lies."""
         record = record.rstrip(b"\r\n")

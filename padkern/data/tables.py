@@ -17,7 +17,7 @@ from padkern.data.badrows import Fault
 from padkern.data.records import DelimitedText, UnclosedQuote, damaged_records
 from padkern.errors import DataError
 
-__all__ = ["SUFFIXES", "Table", "read_table"]
+__all__ = ["SUFFIXES", "Table", "flat", "read_table"]
 
 SUFFIXES = (".tsv", ".csv", ".parquet")
 
@@ -195,7 +195,7 @@ def _read_text(
     numbers = np.delete(all_numbers, np.array(list(ragged), dtype=np.int64) - 1)
     keep = (numbers > 1) & ~np.isin(numbers, list(damaged))
     columns = {
-        name: _flat(parsed.column(index)).filter(pa.array(keep))
+        name: flat(parsed.column(index)).filter(pa.array(keep))
         for name, index in zip(wanted, include, strict=True)
     }
     faults = list(damaged.values())
@@ -242,7 +242,7 @@ def _read_parquet(
         _check_columns(path, names, required)
         wanted = [name for name in (*required, *optional) if name in names]
         parsed = file.read(columns=wanted)
-        columns = {name: _flat(parsed.column(name)) for name in wanted}
+        columns = {name: flat(parsed.column(name)) for name in wanted}
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{path}: is not a readable Parquet file: {error}") from None
     numbers = np.arange(1, parsed.num_rows + 1)
@@ -257,7 +257,8 @@ def _check_columns(path: Path, names: Sequence[str], required: Sequence[str]) ->
             raise DataError(f"{path}: column {name!r} is missing; the file has {shown}")
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece."""
     array = column.combine_chunks()
     return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from padkern.data.badrows import write_atomic
@@ -44,31 +46,38 @@ def write_dataset(dataset: Dataset, folder: str | Path) -> Path:
         if text != text.strip() or _CONTROL.search(text):
             raise ValueError(f"text {text!r} cannot be written to a TSV file")
     folder.mkdir(parents=True, exist_ok=True)
+    pairs = zip(dataset.items[1:], dataset.texts[1:], strict=True)
     write_atomic(
         folder / "items.tsv",
-        [
-            "item\ttext\n",
-            *(
-                f"{item}\t{text}\n"
-                for item, text in zip(dataset.items[1:], dataset.texts[1:], strict=True)
-            ),
-        ],
+        chain(["item\ttext\n"], (f"{item}\t{text}\n" for item, text in pairs)),
     )
-    rows = (dataset.sequences.row(user).tolist() for user in range(dataset.num_users))
-    items = dataset.items
     if dataset.timestamps is None:
-        lines = ["user\titems\n"]
-        for user, row in zip(dataset.users, rows, strict=True):
-            if row:
-                lines.append(f"{user}\t{' '.join([items[item] for item in row])}\n")
-        write_atomic(folder / "sequences.tsv", lines)
+        write_atomic(folder / "sequences.tsv", _sequence_lines(dataset))
     else:
-        owners = dataset.sequences.row_index().tolist()
-        lines = ["user\titem\ttimestamp\n"]
-        for owner, item, time in zip(
-            owners, dataset.sequences.values.tolist(), dataset.timestamps.tolist(), strict=True
-        ):
-            # repr of a float is the shortest text that reads back as the same number.
-            lines.append(f"{dataset.users[owner]}\t{items[item]}\t{time!r}\n")
-        write_atomic(folder / "interactions.tsv", lines)
+        write_atomic(folder / "interactions.tsv", _interaction_lines(dataset))
     return folder
+
+
+def _sequence_lines(dataset: Dataset) -> Iterator[str]:
+    items = dataset.items
+    yield "user\titems\n"
+    for number, user in enumerate(dataset.users):
+        row = dataset.sequences.row(number).tolist()
+        if row:
+            yield f"{user}\t{' '.join([items[item] for item in row])}\n"
+
+
+def _interaction_lines(dataset: Dataset) -> Iterator[str]:
+    items, offsets, timestamps = (
+        dataset.items,
+        dataset.sequences.offsets.tolist(),
+        dataset.timestamps,
+    )
+    assert timestamps is not None
+    yield "user\titem\ttimestamp\n"
+    for number, user in enumerate(dataset.users):
+        row = dataset.sequences.row(number).tolist()
+        times = timestamps[offsets[number] : offsets[number + 1]].tolist()
+        for item, time in zip(row, times, strict=True):
+            # repr of a float is the shortest text that reads back as the same number.
+            yield f"{user}\t{items[item]}\t{time!r}\n"

@@ -26,6 +26,7 @@ __all__ = [
     "Request",
     "embed",
     "resolve_config",
+    "settings",
     "train",
 ]
 
@@ -218,8 +219,8 @@ def read_data(
 
     if on_bad_rows not in ("error", "skip", "quarantine"):
         raise UsageError(f"--on-bad-rows must be error, skip or quarantine, got {on_bad_rows!r}")
-    chosen = _options(Columns, "--columns", columns or [])
-    kept = _options(Filters, "--filter", filters or [])
+    chosen = settings(Columns, "--columns", columns or [])
+    kept = settings(Filters, "--filter", filters or [])
     if name == "completejourney" and not Path(name).exists():
         from padkern.data.demo import completejourney
 
@@ -356,8 +357,12 @@ def _record(request: Request, device: str, width: int) -> dict[str, Any]:
     }
 
 
-def _options(model: type[Any], flag: str, pairs: list[str]) -> Any:
-    """``name=value`` words as a settings model."""
+def settings(model: type[Any], flag: str, pairs: list[str]) -> Any:
+    """``name=value`` words as a settings model.
+
+    Raises:
+        UsageError: a word without ``=``, an unknown name, or a value that the model refuses.
+    """
     from pydantic import ValidationError
 
     values: dict[str, Any] = {}

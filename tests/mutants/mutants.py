@@ -566,4 +566,28 @@ ENCODER = (
     ),
 )
 
-MUTANTS = PYTHON + NATIVE_CORE + BATCH_PLAN + ENCODER + TRITON
+READERS = (
+    Mutant(
+        "first_row_of_an_item_counts",
+        "padkern/data/raw/events.py",
+        "_, from_end = np.unique(codes[::-1], return_index=True)",
+        "_, from_end = np.unique(codes, return_index=True)",
+        _select("test_readers", "last_row_counts"),
+    ),
+    Mutant(
+        "history_behind_the_clicks",
+        "padkern/data/raw/mind.py",
+        "early = np.full(int(lengths.sum()), np.iinfo(np.int64).min)",
+        "early = np.full(int(lengths.sum()), np.iinfo(np.int64).max)",
+        _select("test_readers", "history_then_clicks"),
+    ),
+    Mutant(
+        "an_open_quote_takes_the_next_line",
+        "padkern/data/raw/blocks.py",
+        """if layout.quoting and b'"' in data:""",
+        """if not layout.quoting and b'"' in data:""",
+        _select("test_readers", "broken_rows and quote"),
+    ),
+)
+
+MUTANTS = READERS + PYTHON + NATIVE_CORE + BATCH_PLAN + ENCODER + TRITON
