@@ -183,13 +183,16 @@ class Expert(nn.Module):
         if self.pool is not None:
             self.pool_scale = nn.Parameter(torch.tensor(float(pool_scale)))
 
-    def encode(self, table: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
+    def encode(
+        self, table: Tensor, packed: PackedSequences, *, last: bool = False, stream: int = 0
+    ) -> Tensor:
         """``[T, d]`` states of packed tokens whose item vectors are rows of ``table``.
 
-        ``[B, d]``, those of each sequence's last token, with ``last``.
+        ``[B, d]``, those of each sequence's last token, with ``last``; ``stream`` as in
+        :meth:`SASRec.forward`.
         """
         x = table.index_select(0, packed.items)
-        state = self.encoder(x, packed, last=last)
+        state = self.encoder(x, packed, last=last, stream=stream)
         if self.pool is not None:
             pooled = self.pool(x, packed)
             pooled = pooled.index_select(0, packed.last) if last else pooled
@@ -231,9 +234,12 @@ class TextSpaceExpert(nn.Module):
         nothing to act on."""
         return text if rows is None else text.index_select(0, rows)
 
-    def encode(self, table: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
+    def encode(
+        self, table: Tensor, packed: PackedSequences, *, last: bool = False, stream: int = 0
+    ) -> Tensor:
         """``[T, E]`` states of packed tokens, ``[B, E]`` of the last ones with ``last``."""
         x = table.index_select(0, packed.items)
         pooled = self.pool(x, packed)
         pooled = pooled.index_select(0, packed.last) if last else pooled
-        return self.pool_scale * pooled + self.up(self.encoder(self.down(x), packed, last=last))
+        state = self.encoder(self.down(x), packed, last=last, stream=stream)
+        return self.pool_scale * pooled + self.up(state)

@@ -112,9 +112,6 @@ class SASRec(nn.Module):
         norm: ``"post"`` (authors: LayerNorm after each residual, ReLU, norm on the input) or
             ``"pre"`` (LayerNorm before each branch, GELU, one final norm).
         hidden: feed-forward width, default ``4 * dim``.
-
-    Attributes:
-        stream: number of this encoder among those that share a seed, for masks of its own.
     """
 
     # nn.Module hides the types of what is registered on it.
@@ -137,7 +134,6 @@ class SASRec(nn.Module):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         self.dim, self.max_len, self.norm, self.dropout = dim, max_len, norm, dropout
-        self.stream = 0
         eps = 1e-6
         self.position = nn.Embedding(max_len, dim)
         self.edge_norm = nn.LayerNorm(dim, eps=eps)  # on the input (post) or the output (pre)
@@ -153,19 +149,22 @@ class SASRec(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def masks(self, packed: PackedSequences) -> Masks:
+    def masks(self, packed: PackedSequences, stream: int = 0) -> Masks:
         """The dropout masks of a pass: none in evaluation, those of the batch's key in training.
 
-        Without a key the masks hang on one number of torch's generator.
+        Without a key the masks hang on one number of torch's generator. ``stream`` is the number
+        of the encoder in the model that calls it: an expert may belong to several models.
         """
         if not self.training or self.dropout == 0.0:
             return Masks(0.0, 0, 0)
         if packed.key is None:
             drawn = int(torch.randint(1 << 62, (), device="cpu"))
-            return Masks(self.dropout, mix_seed(drawn, self.stream), 0)
-        return Masks(self.dropout, mix_seed(packed.key.seed, self.stream), packed.key.step)
+            return Masks(self.dropout, mix_seed(drawn, stream), 0)
+        return Masks(self.dropout, mix_seed(packed.key.seed, stream), packed.key.step)
 
-    def forward(self, x: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, packed: PackedSequences, *, last: bool = False, stream: int = 0
+    ) -> Tensor:
         """States of all tokens.
 
         Args:
@@ -173,12 +172,13 @@ class SASRec(nn.Module):
             packed: where the tokens stand, and the key of the dropout masks.
             last: states of each sequence's last token only; without dropout the last block then
                 computes nothing else.
+            stream: number of this encoder among those that share a key, for masks of its own.
 
         Returns:
             ``[T, d]`` states; row t has seen the tokens of its sequence up to t. ``[B, d]`` with
             ``last``.
         """
-        masks = self.masks(packed)
+        masks = self.masks(packed, stream)
         run = self._pre if self.norm == "pre" else self._post
         short = last and masks.dropout == 0.0 and len(self.blocks) > 0
         states = run(x, packed, masks, short)

@@ -517,9 +517,16 @@ ENCODER = (
     Mutant(
         "masks_ignore_the_step",
         "padkern/models/sasrec.py",
-        "Masks(self.dropout, mix_seed(packed.key.seed, self.stream), packed.key.step)",
-        "Masks(self.dropout, mix_seed(packed.key.seed, self.stream), 0)",
+        "Masks(self.dropout, mix_seed(packed.key.seed, stream), packed.key.step)",
+        "Masks(self.dropout, mix_seed(packed.key.seed, stream), 0)",
         _select("test_encoder_packing", "key_alone"),
+    ),
+    Mutant(
+        "experts_share_their_masks",
+        "padkern/models/triple_expert.py",
+        "last=last, stream=stream)",
+        "last=last)",
+        _select("test_encoder_packing", "own or shares"),
     ),
 )
 
