@@ -384,11 +384,36 @@ NATIVE_CORE = (
         GATED,
     ),
     Mutant(
-        "gated_id_check_off_by_one",
-        "csrc/triple_expert/gated_bce_cpu.cpp",
-        "if (static_cast<uint64_t>(ids[side][i]) >= static_cast<uint64_t>(p.rows)) {",
-        "if (static_cast<uint64_t>(ids[side][i]) > static_cast<uint64_t>(p.rows)) {",
+        "id_check_off_by_one",
+        "csrc/common/checks.h",
+        "const uint64_t span = static_cast<uint64_t>(high) - first;",
+        "const uint64_t span = static_cast<uint64_t>(high) - first + 1;",
         _select("test_op_policies", "bad_input and gated_bce and native"),
+    ),
+)
+
+RAW = _select("test_raw_ops", "broken")
+RAW_OPS = (
+    Mutant(
+        "launcher_takes_any_size_of_a_tensor",
+        "padkern/ops/launch.py",
+        "size != want and not isinstance(want, str)",
+        "False",
+        RAW,
+    ),
+    Mutant(
+        "launcher_takes_any_dtype",
+        "padkern/ops/launch.py",
+        "if x.dtype != dtype:",
+        "if False:",
+        RAW,
+    ),
+    Mutant(
+        "offsets_may_end_anywhere",
+        "csrc/common/checks.h",
+        "return before == total ? -1 : count;",
+        "return -1;",
+        RAW,
     ),
 )
 
@@ -530,4 +555,4 @@ ENCODER = (
     ),
 )
 
-MUTANTS = PYTHON + NATIVE_CORE + BATCH_PLAN + ENCODER + TRITON
+MUTANTS = PYTHON + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + TRITON
