@@ -1,4 +1,4 @@
-"""The registered ops of K3 to K8 called past the public functions, with what must be refused.
+"""The registered ops of ranking, losses, gated table and encoder, called past the public functions.
 
 Every argument of every op is broken in turn: rank, sizes, dtype, values of ids and numbers. An op
 that takes a broken call reads or writes beyond a tensor, so there is one rule: an error of one
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from padkern.testing.records import OP_SPECS
 
-K3_TO_K8 = (
+CHECKED = (
     "gated_bce",
     "dropout_add_norm",
     "short_attention",
@@ -35,7 +35,7 @@ def _name(op: Any) -> str:
 RAW_OPS = [
     pytest.param(spec, raw, id=_name(raw.op))
     for spec in OP_SPECS
-    if spec.name in K3_TO_K8
+    if spec.name in CHECKED
     for raw in spec.raw_ops
 ]
 
@@ -63,6 +63,16 @@ FREE_OR_EMPTY = {
 }
 # Ids without an upper limit.
 UNBOUNDED = {"token_ids"}
+# The tensor and dimension that ids count, whichever of them the op has.
+LIMITS = {
+    "item_bins": [("gate", 0)],
+    "positives": [("item_tables", 1)],
+    "negatives": [("item_tables", 1)],
+    "targets": [("items", 0), ("item_matrix", 0)],
+    "candidates": [("items", 0)],
+    "excluded_values": [("items", 0)],
+    "seen_values": [("item_matrix", 0)],
+}
 # Numbers out of range, by argument.
 NUMBERS = {
     "dropout": (-0.1, 1.0, math.nan, math.inf),
@@ -187,6 +197,24 @@ def test_floats_of_two_dtypes_are_refused(spec, raw, native_core):
         changed = (*arguments[:at], arguments[at].double(), *arguments[at + 1 :])
         with pytest.raises(TypeError, match="must be float"):
             raw.op(*changed)
+
+
+@pytest.mark.parametrize(("spec", "raw"), RAW_OPS)
+def test_the_first_id_too_many_is_named(spec, raw, native_core):
+    names = [argument.name for argument in raw.op._schema.arguments]
+    limited = {name for name in names if name in LIMITS}
+    for options in spec.options_at(spec.check_shape):
+        arguments = raw.arguments(spec.case(spec.check_shape, options=options), "native")
+        given = dict(zip(names, arguments, strict=True))
+        for name in limited & {name for name, value in given.items() if value is not None}:
+            table, dimension = next(one for one in LIMITS[name] if one[0] in given)
+            size = given[table].shape[dimension]
+            ids = given[name].clone()
+            ids.view(-1)[-1] = size
+            with pytest.raises(
+                ValueError, match=rf"{name} must lie in [01]\.\.{size - 1}, got {size}"
+            ):
+                raw.op(*(given | {name: ids}).values())
 
 
 def test_what_must_be_given_together(native_core):

@@ -388,7 +388,7 @@ NATIVE_CORE = (
         "csrc/common/checks.h",
         "const uint64_t span = static_cast<uint64_t>(high) - first;",
         "const uint64_t span = static_cast<uint64_t>(high) - first + 1;",
-        _select("test_op_policies", "bad_input and gated_bce and native"),
+        _select("test_raw_ops", "too_many"),
     ),
 )
 
