@@ -199,10 +199,14 @@ def test_floats_of_two_dtypes_are_refused(spec, raw, native_core):
             raw.op(*changed)
 
 
-@pytest.mark.parametrize(("spec", "raw"), RAW_OPS)
+def _limited(op: Any) -> set[str]:
+    return {argument.name for argument in op._schema.arguments} & set(LIMITS)
+
+
+@pytest.mark.parametrize(("spec", "raw"), [one for one in RAW_OPS if _limited(one.values[1].op)])
 def test_the_first_id_too_many_is_named(spec, raw, native_core):
     names = [argument.name for argument in raw.op._schema.arguments]
-    limited = {name for name in names if name in LIMITS}
+    limited = _limited(raw.op)
     for options in spec.options_at(spec.check_shape):
         arguments = raw.arguments(spec.case(spec.check_shape, options=options), "native")
         given = dict(zip(names, arguments, strict=True))
@@ -211,9 +215,8 @@ def test_the_first_id_too_many_is_named(spec, raw, native_core):
             size = given[table].shape[dimension]
             ids = given[name].clone()
             ids.view(-1)[-1] = size
-            with pytest.raises(
-                ValueError, match=rf"{name} must lie in [01]\.\.{size - 1}, got {size}"
-            ):
+            text = rf"{name} must lie in [01]\.\.{size - 1}, got {size}"
+            with pytest.raises(ValueError, match=text):
                 raw.op(*(given | {name: ids}).values())
 
 
