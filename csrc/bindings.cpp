@@ -263,7 +263,7 @@ std::string gated_bce_cpu(
     const StridedTuple& users, const StridedTuple& tables, uintptr_t gate, uintptr_t item_bins,
     const IdsTuple& ids, bool want_gradient, const OutputsTuple& outputs) {
   padkern::GatedBceParams params;
-  params.dtype = static_cast<padkern::GatedBceDtype>(dtype);
+  params.dtype = padkern::float_dtype<padkern::GatedBceDtype>(dtype);
   std::tie(params.tokens, params.experts, params.dim, params.rows, params.bins, params.negatives) =
       sizes;
   params.users = pointer<const void*>(std::get<0>(users));

@@ -21,6 +21,15 @@ P pointer(uintptr_t address) {
   return reinterpret_cast<P>(address);
 }
 
+// An op's enumeration of float32 (0) and float64 (1).
+template <class Dtype>
+Dtype float_dtype(int code) {
+  if (code != 0 && code != 1) {
+    throw py::value_error("dtype must be 0 (float32) or 1 (float64), got " + std::to_string(code));
+  }
+  return static_cast<Dtype>(code);
+}
+
 // An empty string means success; the Python launcher raises anything else.
 inline std::string text(const Status& status) { return status.ok ? "" : status.message; }
 

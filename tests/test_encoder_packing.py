@@ -39,7 +39,7 @@ def make_batch(dtype: torch.dtype):
 class Padded:
     """The same encoder on [B, L] slots, real tokens last, written out step by step."""
 
-    def __init__(self, net: SASRec, dropout: float) -> None:
+    def __init__(self, net: SASRec, dropout: float, stream: int) -> None:
         self.net, self.p = net, dropout
         lengths = torch.tensor(LENGTHS)
         start = L - lengths[:, None]
@@ -47,7 +47,7 @@ class Padded:
         self.real = self.slots >= start  # [B, L]
         self.within = (self.slots - start).clamp_min(0)
         self.tokens = (lengths.cumsum(0) - lengths)[:, None] + self.within
-        self.root = mix_seed(SEED, net.stream)
+        self.root = mix_seed(SEED, stream)
 
     def drop(self, x: Tensor, place: int) -> Tensor:
         if not self.p:
@@ -103,11 +103,11 @@ def test_packed_equals_padded(norm, dropout, dtype, limit):
     net = make_net(norm, dropout, dtype).train()
     x, packed = make_batch(dtype)
     x.requires_grad_()
-    states = net(x, packed)
+    states = net(x, packed.stream(3))
     got = gradients(net, x, states)
 
     double = make_net(norm, dropout, dtype).double()
-    padded = Padded(double, dropout)
+    padded = Padded(double, dropout, stream=3)
     # Padding slots hold large numbers: whatever leaks shows.
     slots = torch.full((len(LENGTHS), L, D), 50.0, dtype=torch.float64)
     leaf = x.detach().double().requires_grad_()
@@ -127,8 +127,8 @@ def test_masks_depend_on_the_key_alone():
     assert torch.equal(net(x, packed), first)
     for other in (packed.keyed(SEED + 1, STEP), packed.keyed(SEED, STEP + 1)):
         assert not torch.equal(net(x, other), first)
-    net.stream = 1
-    assert not torch.equal(net(x, packed), first)
+    assert torch.equal(net(x, packed.keyed(SEED, STEP)), first)
+    assert not torch.equal(net(x, packed.stream(1)), first)
     net.eval()
     assert torch.equal(net(x, packed), net(x, packed.keyed(1, 1)))
 
@@ -144,12 +144,41 @@ def test_masks_without_a_key_follow_torchs_generator():
     assert torch.equal(net(x, packed), first)
 
 
-def test_experts_of_a_model_have_masks_of_their_own():
+def make_experts():
+    """Text, bins, two experts of unlike kinds and a batch, for models of four-item histories."""
     text = torch.randn(9, 6)
     bins = torch.tensor([0, *[1] * 8])
-    experts = {n: build_expert("id", 8, text, dim=8, max_len=4) for n in ("a", "b")}
-    model = ExpertModel(experts, text, bins)
-    assert [e.encoder.stream for e in model.experts.values()] == [0, 1]
+    options = {"dim": 6, "max_len": 4, "dropout": 0.5, "language": "projected"}
+    experts = {kind: build_expert(kind, 8, text, **options) for kind in ("id", "text")}
+    packed = pack_ragged(Ragged.from_lists([[1, 2, 3], [4, 5, 6, 7], [8]]), 4)
+    return text, bins, experts, packed.keyed(SEED, STEP)
+
+
+def test_experts_of_a_model_have_masks_of_their_own():
+    text, bins, experts, packed = make_experts()
+    model = ExpertModel({"a": experts["id"], "b": experts["id"]}, text, bins).train()
+    table = torch.randn(9, 6)
+    first, second = model.encode([table, table], packed).split(6, 1)
+    assert torch.equal(first, experts["id"].encode(table, packed.stream(0)))
+    assert torch.equal(second, experts["id"].encode(table, packed.stream(1)))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_model_that_shares_an_expert_changes_no_mask_of_the_first(last):
+    text, bins, experts, packed = make_experts()
+    model = ExpertModel(experts, text, bins).train()
+    before = model.encode(model.tables(), packed, last=last)
+    swapped = ExpertModel(dict(reversed(experts.items())), text, bins).train()
+    ExpertModel({"alone": experts["text"]}, text, bins)
+    assert torch.equal(model.encode(model.tables(), packed, last=last), before)
+    # In the other order the experts have each other's masks, so their states are others.
+    text_states, id_states = swapped.encode(swapped.tables(), packed, last=last).split(6, 1)
+    assert not torch.equal(id_states, before[:, :6])
+    assert not torch.equal(text_states, before[:, 6:])
+    assert torch.equal(
+        id_states, experts["id"].encode(swapped.tables()[1], packed.stream(1), last=last)
+    )
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils._pytree import tree_map
 
 from padkern.testing import LAYOUTS, assert_matches, exact, relative_error, run
 from padkern.testing.opspec import weights_of
@@ -63,9 +64,10 @@ def test_fakes_give_the_strides_of_the_real_outputs(spec, native_core):
         for raw in spec.raw_ops:
             arguments = raw.arguments(case, "native")
             with FakeTensorMode() as mode:
-                fakes = [
-                    mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments
-                ]
+                fakes = tree_map(
+                    lambda a, mode=mode: mode.from_tensor(a) if isinstance(a, torch.Tensor) else a,
+                    arguments,
+                )
                 promised = raw.op(*fakes)
             given = raw.op(*arguments)
             single = isinstance(given, torch.Tensor)

@@ -22,7 +22,7 @@ std::string call_catalogue_loss(int dtype, const std::tuple<int64_t, int64_t, in
                                 const CatalogueOptionsTuple& options, const ExcludedTuple& excluded,
                                 bool want_gradient, const OutputsTuple& outputs, int plan) {
   CatalogueLossParams params;
-  params.dtype = static_cast<CatalogueDtype>(dtype);
+  params.dtype = float_dtype<CatalogueDtype>(dtype);
   std::tie(params.tokens, params.items, params.dim) = sizes;
   params.users = pointer<const void*>(std::get<0>(users));
   params.user_stride = std::get<1>(users);
@@ -65,7 +65,7 @@ std::string call_gated_table(int dtype, const std::tuple<int64_t, int64_t>& size
     return "gated_table: tables, strides, widths and gradients must be equally many";
   }
   GatedTableParams params;
-  params.dtype = static_cast<GatedTableDtype>(dtype);
+  params.dtype = float_dtype<GatedTableDtype>(dtype);
   params.experts = static_cast<int64_t>(inputs.size());
   std::tie(params.rows, params.bins) = sizes;
   params.tables = inputs.data();

@@ -5,6 +5,7 @@
 
 #include "catalogue_loss/catalogue_loss.h"
 #include "catalogue_loss/catalogue_loss_run.h"
+#include "common/checks.h"
 #include "common/isa.h"
 
 namespace padkern {
@@ -28,20 +29,8 @@ const CatalogueKernels<double>& kernels_of(Isa isa, double) {
   return baseline::catalogue_kernels_f64();
 }
 
-long long print(int64_t value) { return static_cast<long long>(value); }
-
-Status check_ids(const char* name, const int64_t* ids, int64_t count, int64_t items) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (static_cast<uint64_t>(ids[i]) >= static_cast<uint64_t>(items)) {
-      return error_status("%s must lie in 0..%lld, got %lld at position %lld", name,
-                          print(items - 1), print(ids[i]), print(i));
-    }
-  }
-  return {};
-}
-
 Status check(const CatalogueLossParams& p) {
-  if (p.tokens < 1 || p.items < 1 || p.dim < 0) {
+  if (p.tokens < 1 || p.items < 1 || p.dim < 0 || p.excluded_count < 0) {
     return error_status("catalogue_loss: a size is out of range");
   }
   const bool has_rows = p.dim > 0;
@@ -52,26 +41,23 @@ Status check(const CatalogueLossParams& p) {
       (p.want_gradient && has_rows && (p.d_users == nullptr || p.d_items == nullptr))) {
     return error_status("catalogue_loss: a pointer is null");
   }
-  Status status = check_ids("targets", p.targets, p.tokens, p.items);
+  Status status = check_ids("targets", p.targets, p.tokens, 0, p.items - 1);
   if (status.ok && p.candidates != nullptr) {
-    status = check_ids("candidates", p.candidates, p.candidate_count, p.items);
+    status = check_ids("candidates", p.candidates, p.candidate_count, 0, p.items - 1);
     for (int64_t i = 1; status.ok && i < p.candidate_count; ++i) {
       if (p.candidates[i] <= p.candidates[i - 1]) {
-        status = error_status("candidates must ascend, got %lld after %lld", print(p.candidates[i]),
-                              print(p.candidates[i - 1]));
+        status = error_status("candidates must ascend, got %lld after %lld", shown(p.candidates[i]),
+                              shown(p.candidates[i - 1]));
       }
     }
   }
   if (!status.ok || p.excluded_offsets == nullptr) return status;
-  const int64_t* offsets = p.excluded_offsets;
-  for (int64_t t = 0; t <= p.tokens; ++t) {
-    if (offsets[t] < (t == 0 ? 0 : offsets[t - 1]) || (t == 0 && offsets[t] != 0) ||
-        (t == p.tokens && offsets[t] != p.excluded_count)) {
-      return error_status("excluded_offsets must ascend from 0 to %lld, got %lld at position %lld",
-                          print(p.excluded_count), print(offsets[t]), print(t));
-    }
+  const int64_t place = bad_offset(p.excluded_offsets, p.tokens, p.excluded_count);
+  if (place >= 0) {
+    return error_status("excluded_offsets must ascend from 0 to %lld, got %lld at position %lld",
+                        shown(p.excluded_count), shown(p.excluded_offsets[place]), shown(place));
   }
-  return check_ids("excluded_values", p.excluded_values, p.excluded_count, p.items);
+  return check_ids("excluded_values", p.excluded_values, p.excluded_count, 0, p.items - 1);
 }
 
 // The columns of the logits that the targets are.
@@ -83,7 +69,7 @@ Status find_targets(const CatalogueLossParams& p, std::vector<int64_t>* columns)
     const int64_t* at = std::lower_bound(p.candidates, end, p.targets[t]);
     if (at == end || *at != p.targets[t]) {
       return error_status("targets must be among the candidates, got item %lld",
-                          print(p.targets[t]));
+                          shown(p.targets[t]));
     }
     (*columns)[t] = at - p.candidates;
   }
@@ -109,7 +95,7 @@ Status catalogue_loss_cpu(const CatalogueLossParams& params) {
     }
   } catch (const std::bad_alloc&) {
     return error_status("catalogue_loss: out of memory for %lld tokens and %lld items",
-                        print(params.tokens), print(params.items));
+                        shown(params.tokens), shown(params.items));
   }
   return {};
 }

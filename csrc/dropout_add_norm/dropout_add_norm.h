@@ -17,7 +17,7 @@ struct DropoutAddNormParams {
   DropoutAddNormDtype dtype = DropoutAddNormDtype::kFloat32;
   int64_t rows = 0;
   int64_t dim = 0;
-  double eps = 0.0;
+  double eps = 0.0;  // forward only: backward reads the saved deviations
   DropoutParams dropout;
   const int64_t* token_ids = nullptr;  // [rows], or null for 0, 1, 2, ...
   const void* weight = nullptr;        // [dim], dense; null: no normalisation

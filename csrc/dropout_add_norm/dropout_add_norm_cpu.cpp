@@ -3,6 +3,7 @@
 #include <new>
 #include <vector>
 
+#include "common/checks.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "dropout_add_norm/dropout_add_norm.h"
@@ -36,9 +37,8 @@ const DropoutAddNormKernels<double>& kernels_of(Isa isa, double) {
 
 Status check(const DropoutAddNormParams& p, bool backward) {
   if (p.rows < 0 || p.dim < 0) return error_status("dropout_add_norm: a size is out of range");
-  if (!(p.dropout.probability >= 0.0 && p.dropout.probability < 1.0)) {
-    return error_status("dropout must be at least 0 and below 1, got %g", p.dropout.probability);
-  }
+  const Status status = check_dropout(p.dropout.probability);
+  if (!status.ok) return status;
   if (!(p.eps >= 0.0)) return error_status("eps must be at least 0, got %g", p.eps);
   const bool norms = p.weight != nullptr;
   bool bad = false;
@@ -58,8 +58,8 @@ Status check(const DropoutAddNormParams& p, bool backward) {
   if (bad) return error_status("dropout_add_norm: a pointer is null");
   for (int64_t i = 0; p.token_ids != nullptr && i < p.rows; ++i) {
     if (p.token_ids[i] < 0) {
-      return error_status("token_ids must be >= 0, got %lld at row %lld",
-                          static_cast<long long>(p.token_ids[i]), static_cast<long long>(i));
+      return error_status("token_ids must be >= 0, got %lld at row %lld", shown(p.token_ids[i]),
+                          shown(i));
     }
   }
   return {};
@@ -165,7 +165,7 @@ Status call(const DropoutAddNormParams& params, bool backward) {
     }
   } catch (const std::bad_alloc&) {
     return error_status("dropout_add_norm: out of memory for rows of width %lld",
-                        static_cast<long long>(params.dim));
+                        shown(params.dim));
   }
   return {};
 }

@@ -2,6 +2,7 @@
 #include <new>
 #include <vector>
 
+#include "common/checks.h"
 #include "common/isa.h"
 #include "common/tickets.h"
 #include "gated_table/gated_table.h"
@@ -35,22 +36,23 @@ const GatedTableKernels<double>& kernels_of(Isa isa, double) {
 Status check(const GatedTableParams& p) {
   if (p.experts < 1 || p.experts > kGatedTableMaxExperts) {
     return error_status("tables must hold 1 to %lld experts, got %lld",
-                        static_cast<long long>(kGatedTableMaxExperts),
-                        static_cast<long long>(p.experts));
+                        shown(kGatedTableMaxExperts), shown(p.experts));
   }
   if (p.rows < 0 || p.bins < 1) return error_status("gated_table: a size is out of range");
   if (p.gate == nullptr || p.widths == nullptr || p.tables == nullptr || p.strides == nullptr ||
       (p.rows > 0 && p.item_bins == nullptr) || (p.d_tables != nullptr && p.d_gate == nullptr)) {
     return error_status("gated_table: a pointer is null");
   }
-  for (int64_t i = 0; i < p.rows; ++i) {
-    if (static_cast<uint64_t>(p.item_bins[i]) >= static_cast<uint64_t>(p.bins)) {
-      return error_status("item_bins must lie in 0..%lld, got %lld for item %lld",
-                          static_cast<long long>(p.bins - 1),
-                          static_cast<long long>(p.item_bins[i]), static_cast<long long>(i));
+  for (int64_t e = 0; e < p.experts; ++e) {
+    if (p.widths[e] < 0) return error_status("gated_table: a size is out of range");
+    if (p.rows == 0 || p.widths[e] == 0) continue;
+    if (p.tables[e] == nullptr ||
+        (p.d_tables == nullptr ? p.out == nullptr
+                               : p.d_tables[e] == nullptr || p.d_out == nullptr)) {
+      return error_status("gated_table: a pointer is null");
     }
   }
-  return {};
+  return check_ids("item_bins", p.item_bins, p.rows, 0, p.bins - 1);
 }
 
 template <class T>
@@ -106,8 +108,7 @@ Status gated_table_cpu(const GatedTableParams& params) {
       run<float>(params, kernels_of(isa, float()));
     }
   } catch (const std::bad_alloc&) {
-    return error_status("gated_table: out of memory for %lld rows",
-                        static_cast<long long>(params.rows));
+    return error_status("gated_table: out of memory for %lld rows", shown(params.rows));
   }
   return {};
 }

@@ -6,14 +6,14 @@
 namespace padkern {
 namespace {
 
-int64_t call_rank_panel_width(int dtype) { return rank_panel_width(static_cast<RankDtype>(dtype)); }
+int64_t call_rank_panel_width(int dtype) { return rank_panel_width(float_dtype<RankDtype>(dtype)); }
 
 // matrix is (data, row stride), outputs (panels, largest).
 std::string call_rank_pack_items(int dtype, int64_t items, int64_t dim,
                                  const std::tuple<uintptr_t, int64_t>& matrix, uintptr_t order,
                                  const std::tuple<uintptr_t, uintptr_t>& outputs) {
   RankPackParams params;
-  params.dtype = static_cast<RankDtype>(dtype);
+  params.dtype = float_dtype<RankDtype>(dtype);
   params.items = items;
   params.dim = dim;
   params.matrix = pointer<const void*>(std::get<0>(matrix));
@@ -37,7 +37,7 @@ std::string call_rank_topk(int dtype, const std::tuple<int64_t, int64_t, int64_t
                            const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t,
                                             uintptr_t, uintptr_t>& outputs) {
   RankParams params;
-  params.dtype = static_cast<RankDtype>(dtype);
+  params.dtype = float_dtype<RankDtype>(dtype);
   std::tie(params.users, params.items, params.dim) = sizes;
   params.states = pointer<const void*>(std::get<0>(states));
   params.state_stride = std::get<1>(states);

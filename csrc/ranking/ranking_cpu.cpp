@@ -1,6 +1,7 @@
 #include <new>
 #include <vector>
 
+#include "common/checks.h"
 #include "common/isa.h"
 #include "common/pages.h"
 #include "common/tickets.h"
@@ -34,8 +35,8 @@ const RankKernels<double>& kernels_of(Isa isa, double) {
 
 Status check_sizes(int64_t items, int64_t dim) {
   if (items < 1 || items > kMaxItems || dim < 0) {
-    return error_status("item_matrix must hold 1..%lld items, got %lld",
-                        static_cast<long long>(kMaxItems), static_cast<long long>(items));
+    return error_status("item_matrix must hold 1..%lld items, got %lld", shown(kMaxItems),
+                        shown(items));
   }
   return {};
 }
@@ -43,7 +44,7 @@ Status check_sizes(int64_t items, int64_t dim) {
 Status check(const RankParams& p) {
   Status status = check_sizes(p.items, p.dim);
   if (!status.ok) return status;
-  if (p.users < 0 || p.top_k < 0 || p.at_most < 0) {
+  if (p.users < 0 || p.seen_count < 0 || p.top_k < 0 || p.at_most < 0) {
     return error_status("rank_topk: a size is out of range");
   }
   const bool counts = p.targets != nullptr;
@@ -56,34 +57,21 @@ Status check(const RankParams& p) {
       (p.top_k > 0 && p.users > 0 && (p.top == nullptr || p.top_scores == nullptr))) {
     return error_status("rank_topk: a pointer is null");
   }
-  if (p.seen_offsets[0] != 0 || p.seen_offsets[p.users] != p.seen_count) {
-    return error_status("seen_offsets must rise from 0 to len(seen_values) = %lld",
-                        static_cast<long long>(p.seen_count));
+  const int64_t place = bad_offset(p.seen_offsets, p.users, p.seen_count);
+  if (place >= 0) {
+    return error_status(
+        "seen_offsets must rise from 0 to len(seen_values) = %lld, got %lld at position %lld",
+        shown(p.seen_count), shown(p.seen_offsets[place]), shown(place));
   }
-  for (int64_t u = 0; u < p.users; ++u) {
-    if (p.seen_offsets[u + 1] < p.seen_offsets[u]) {
-      return error_status("seen_offsets must rise from 0 to len(seen_values) = %lld",
-                          static_cast<long long>(p.seen_count));
-    }
-    if (counts && (p.targets[u] < 1 || p.targets[u] > p.items)) {
-      return error_status("targets must lie in 1..%lld, got %lld", static_cast<long long>(p.items),
-                          static_cast<long long>(p.targets[u]));
-    }
-  }
-  for (int64_t k = 0; k < p.seen_count; ++k) {
-    if (p.seen_values[k] < 0 || p.seen_values[k] > p.items) {
-      return error_status("seen_values must lie in 0..%lld, got %lld",
-                          static_cast<long long>(p.items),
-                          static_cast<long long>(p.seen_values[k]));
-    }
-  }
-  for (int64_t i = 0; p.order != nullptr && i < p.items; ++i) {
+  if (counts) status = check_ids("targets", p.targets, p.users, 1, p.items);
+  if (status.ok) status = check_ids("seen_values", p.seen_values, p.seen_count, 0, p.items);
+  for (int64_t i = 0; status.ok && p.order != nullptr && i < p.items; ++i) {
     if (p.order[i] < 1 || p.order[i] > p.items) {
-      return error_status("order must be a permutation of 1..%lld, got %lld",
-                          static_cast<long long>(p.items), static_cast<long long>(p.order[i]));
+      status = error_status("order must be a permutation of 1..%lld, got %lld at place %lld",
+                            shown(p.items), shown(p.order[i]), shown(i));
     }
   }
-  return {};
+  return status;
 }
 
 template <class T>
@@ -139,8 +127,7 @@ Status rank_pack_items_cpu(const RankPackParams& params) {
         const int64_t id = params.order[i];
         if (id < 1 || id > params.items || met[id]) {
           return error_status("order must be a permutation of 1..%lld, got %lld at place %lld",
-                              static_cast<long long>(params.items), static_cast<long long>(id),
-                              static_cast<long long>(i));
+                              shown(params.items), shown(id), shown(i));
         }
         met[id] = true;
       }
@@ -151,8 +138,7 @@ Status rank_pack_items_cpu(const RankPackParams& params) {
       pack<float>(params, kernels_of(isa, float()));
     }
   } catch (const std::bad_alloc&) {
-    return error_status("rank_pack_items: out of memory for %lld items",
-                        static_cast<long long>(params.items));
+    return error_status("rank_pack_items: out of memory for %lld items", shown(params.items));
   }
   return {};
 }
@@ -170,8 +156,7 @@ Status rank_topk_cpu(const RankParams& params) {
       RankRun<float>(params, kernels_of(isa, float())).run();
     }
   } catch (const std::bad_alloc&) {
-    return error_status("rank_topk: out of memory for %lld users",
-                        static_cast<long long>(params.users));
+    return error_status("rank_topk: out of memory for %lld users", shown(params.users));
   }
   return {};
 }

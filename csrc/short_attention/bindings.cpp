@@ -31,7 +31,7 @@ std::string call_short_attention(bool backward,
                                  double scale, const DropoutTuple& dropout, uintptr_t out) {
   if (rows.size() != (backward ? 4u : 3u)) return "short_attention: wrong number of inputs";
   ShortAttentionParams params;
-  params.dtype = static_cast<ShortAttentionDtype>(std::get<0>(sizes));
+  params.dtype = float_dtype<ShortAttentionDtype>(std::get<0>(sizes));
   params.tokens = std::get<1>(sizes);
   params.heads = std::get<2>(sizes);
   params.dim = std::get<3>(sizes);
@@ -52,31 +52,32 @@ std::string call_short_attention(bool backward,
   return text(short_attention_backward_cpu(params));
 }
 
-// A matrix with dense rows is (data, row stride). options: dtype, rows, dim, eps. shared:
+// A matrix with dense rows is (data, row stride). options: dtype, rows, dim. shared:
 // token_ids, weight. inputs: x, residual. vectors: bias, shift. outputs: sum, out, stats. 0 stands
 // for none.
 using RowsTuple = std::tuple<uintptr_t, int64_t>;
-using NormOptionsTuple = std::tuple<int, int64_t, int64_t, double>;
+using NormOptionsTuple = std::tuple<int, int64_t, int64_t>;
 
 DropoutAddNormParams norm_params(const NormOptionsTuple& options, const DropoutTuple& dropout,
                                  const std::tuple<uintptr_t, uintptr_t>& shared) {
   DropoutAddNormParams params;
-  params.dtype = static_cast<DropoutAddNormDtype>(std::get<0>(options));
+  params.dtype = float_dtype<DropoutAddNormDtype>(std::get<0>(options));
   params.rows = std::get<1>(options);
   params.dim = std::get<2>(options);
-  params.eps = std::get<3>(options);
   params.dropout = dropout_params(dropout);
   params.token_ids = pointer<const int64_t*>(std::get<0>(shared));
   params.weight = pointer<const void*>(std::get<1>(shared));
   return params;
 }
 
-std::string call_dropout_add_norm(const NormOptionsTuple& options, const DropoutTuple& dropout,
+std::string call_dropout_add_norm(const NormOptionsTuple& options, double eps,
+                                  const DropoutTuple& dropout,
                                   const std::tuple<uintptr_t, uintptr_t>& shared,
                                   const std::tuple<RowsTuple, RowsTuple>& inputs,
                                   const std::tuple<uintptr_t, uintptr_t>& vectors,
                                   const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs) {
   DropoutAddNormParams params = norm_params(options, dropout, shared);
+  params.eps = eps;
   const auto& [x, residual] = inputs;
   params.x = pointer<const void*>(std::get<0>(x));
   params.x_stride = std::get<1>(x);

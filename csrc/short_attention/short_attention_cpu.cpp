@@ -3,6 +3,7 @@
 #include <new>
 #include <vector>
 
+#include "common/checks.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "short_attention/short_attention.h"
@@ -34,31 +35,29 @@ const ShortAttentionKernels<double>& kernels_of(Isa isa, double) {
   return baseline::short_attention_kernels_f64();
 }
 
-long long print(int64_t value) { return static_cast<long long>(value); }
-
 Status check(const ShortAttentionParams& p, bool backward) {
   if (p.tokens < 0 || p.heads < 0 || p.dim < 0 || p.dim > kMostDim || p.sequences < 0) {
     return error_status("short_attention: a size is out of range");
   }
   if (p.offsets == nullptr) return error_status("short_attention: offsets is null");
-  if (!(p.dropout.probability >= 0.0 && p.dropout.probability < 1.0)) {
-    return error_status("dropout must be at least 0 and below 1, got %g", p.dropout.probability);
-  }
+  const Status status = check_dropout(p.dropout.probability);
+  if (!status.ok) return status;
   if (p.offsets[0] != 0 || p.offsets[p.sequences] != p.tokens) {
     return error_status("offsets must start at 0 and end at the %lld tokens, got %lld and %lld",
-                        print(p.tokens), print(p.offsets[0]), print(p.offsets[p.sequences]));
+                        shown(p.tokens), shown(p.offsets[0]), shown(p.offsets[p.sequences]));
+  }
+  const int64_t place = bad_offset(p.offsets, p.sequences, p.tokens);
+  if (place > 0) {
+    return error_status("offsets must not decrease, got %lld after %lld at sequence %lld",
+                        shown(p.offsets[place]), shown(p.offsets[place - 1]), shown(place - 1));
   }
   for (int64_t b = 0; b < p.sequences; ++b) {
     const int64_t count = p.offsets[b + 1] - p.offsets[b];
-    if (count < 0) {
-      return error_status("offsets must not decrease, got %lld after %lld at sequence %lld",
-                          print(p.offsets[b + 1]), print(p.offsets[b]), print(b));
-    }
     if (count > kShortAttentionMaxTokens) {
       return error_status(
           "offsets must give sequences of at most %lld tokens to the native backend, got %lld at "
           "sequence %lld",
-          print(kShortAttentionMaxTokens), print(count), print(b));
+          shown(kShortAttentionMaxTokens), shown(count), shown(b));
     }
   }
   const bool has_values = p.tokens > 0 && p.heads > 0 && p.dim > 0;
@@ -140,7 +139,7 @@ Status call(const ShortAttentionParams& params, bool backward) {
     }
   } catch (const std::bad_alloc&) {
     return error_status("short_attention: out of memory for heads of width %lld",
-                        print(params.dim));
+                        shown(params.dim));
   }
   return {};
 }

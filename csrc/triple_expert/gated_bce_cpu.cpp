@@ -2,6 +2,7 @@
 #include <new>
 #include <vector>
 
+#include "common/checks.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "triple_expert/gated_bce.h"
@@ -37,9 +38,8 @@ Status check(const GatedBceParams& p) {
     return error_status("gated_bce: a size is out of range");
   }
   if (p.experts < 1 || p.experts > kGatedBceMaxExperts) {
-    return error_status("gated_bce: experts must be 1..%lld, got %lld",
-                        static_cast<long long>(kGatedBceMaxExperts),
-                        static_cast<long long>(p.experts));
+    return error_status("users must hold 1 to %lld experts, got %lld", shown(kGatedBceMaxExperts),
+                        shown(p.experts));
   }
   const bool has_values = p.tokens > 0 && p.dim > 0;
   if (p.value == nullptr || p.gate == nullptr || p.item_bins == nullptr ||
@@ -49,26 +49,10 @@ Status check(const GatedBceParams& p) {
                            (p.dim > 0 && p.d_tables == nullptr)))) {
     return error_status("gated_bce: a pointer is null");
   }
-  for (int64_t i = 0; i < p.rows; ++i) {
-    if (p.item_bins[i] < 0 || p.item_bins[i] >= p.bins) {
-      return error_status("item_bins must lie in 0..%lld, got %lld for item %lld",
-                          static_cast<long long>(p.bins - 1),
-                          static_cast<long long>(p.item_bins[i]), static_cast<long long>(i));
-    }
-  }
-  const int64_t counts[2] = {p.tokens, p.tokens * p.negatives};
-  const int64_t* ids[2] = {p.positive_ids, p.negative_ids};
-  const char* names[2] = {"positives", "negatives"};
-  for (int side = 0; side < 2; ++side) {
-    for (int64_t i = 0; i < counts[side]; ++i) {
-      if (static_cast<uint64_t>(ids[side][i]) >= static_cast<uint64_t>(p.rows)) {
-        return error_status("%s must lie in 0..%lld, got %lld at position %lld", names[side],
-                            static_cast<long long>(p.rows - 1),
-                            static_cast<long long>(ids[side][i]), static_cast<long long>(i));
-      }
-    }
-  }
-  return {};
+  Status status = check_ids("item_bins", p.item_bins, p.rows, 0, p.bins - 1);
+  if (status.ok) status = check_ids("positives", p.positive_ids, p.tokens, 0, p.rows - 1);
+  if (!status.ok) return status;
+  return check_ids("negatives", p.negative_ids, p.tokens * p.negatives, 0, p.rows - 1);
 }
 
 // Slots of every item in slot order, by counting sort: the order in which gradients are added.
@@ -227,8 +211,7 @@ Status gated_bce_cpu(const GatedBceParams& params) {
       run<float>(params, isa);
     }
   } catch (const std::bad_alloc&) {
-    return error_status("gated_bce: out of memory for %lld tokens",
-                        static_cast<long long>(params.tokens));
+    return error_status("gated_bce: out of memory for %lld tokens", shown(params.tokens));
   }
   return {};
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from padkern.data.dataset import Ragged
+from padkern.ops.keyed_dropout import mix_seed
 
 
 class DropoutKey(NamedTuple):
@@ -85,6 +86,15 @@ class PackedSequences:
     def keyed(self, seed: int, step: int) -> PackedSequences:
         """The same tokens with dropout masks that are a function of (seed, step)."""
         return replace(self, key=DropoutKey(seed, step))
+
+    def stream(self, number: int) -> PackedSequences:
+        """The same tokens with masks of another stream; without a key, the same tokens.
+
+        Encoders that share a key get one stream each.
+        """
+        if self.key is None:
+            return self
+        return self.keyed(mix_seed(self.key.seed, number), self.key.step)
 
 
 def pack(items: Tensor, offsets: Tensor, max_len: int) -> PackedSequences:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
 from padkern.models.encoder import PackedEncoder
+from padkern.models.projection import Linear
 
 
 class Caser(PackedEncoder):

@@ -25,13 +25,10 @@ class SequenceEncoder(Protocol):
     Attributes:
         dim: width d of item vectors and states.
         max_len: longest sequence.
-        stream: number of this encoder among those of a model, for dropout masks of its own; set by
-            :class:`padkern.models.triple_expert.ExpertModel`.
     """
 
     dim: int
     max_len: int
-    stream: int
 
     def __call__(self, x: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
         """States of all tokens.
@@ -95,7 +92,6 @@ class PackedEncoder(nn.Module):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         self.dim, self.max_len, self.dropout = dim, max_len, dropout
-        self.stream = 0
 
     def masks(self, packed: PackedSequences) -> Masks:
         """The dropout masks of a pass: none in evaluation, those of the batch's key in training.
@@ -105,6 +101,5 @@ class PackedEncoder(nn.Module):
         if not self.training or self.dropout == 0.0:
             return Masks(0.0, 0, 0)
         if packed.key is None:
-            drawn = int(torch.randint(1 << 62, (), device="cpu"))
-            return Masks(self.dropout, mix_seed(drawn, self.stream), 0)
-        return Masks(self.dropout, mix_seed(packed.key.seed, self.stream), packed.key.step)
+            return Masks(self.dropout, int(torch.randint(1 << 62, (), device="cpu")), 0)
+        return Masks(self.dropout, *packed.key)

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from padkern.data.batch import PackedSequences
 from padkern.models.encoder import PackedEncoder
+from padkern.models.projection import Linear
 
 
 class StepOrder(NamedTuple):

@@ -95,9 +95,6 @@ class SASRec(PackedEncoder):
         norm: ``"post"`` (authors: LayerNorm after each residual, ReLU, norm on the input) or
             ``"pre"`` (LayerNorm before each branch, GELU, one final norm).
         hidden: feed-forward width, default ``4 * dim``.
-
-    Attributes:
-        stream: number of this encoder among those that share a seed, for masks of its own.
     """
 
     # nn.Module hides the types of what is registered on it.

@@ -73,8 +73,6 @@ class ExpertModel(nn.Module):
         if int(item_bins[0]) != 0 or int(item_bins.min()) < 0:
             raise ValueError("item_bins must be >= 0 and 0 for padding (row 0)")
         self.experts = nn.ModuleDict(experts)
-        for stream, expert in enumerate(self.experts.values()):
-            expert.encoder.stream = stream  # dropout masks of its own
         self.backend = backend
         self.unseen_bin = unseen_bin
         self._frozen: list[Tensor] | None = None
@@ -128,11 +126,14 @@ class ExpertModel(nn.Module):
     ) -> Tensor:
         """``[T, sum d_e]`` states of all tokens, the experts' states side by side.
 
-        ``[B, sum d_e]``, those of each sequence's last token, with ``last``.
+        ``[B, sum d_e]``, those of each sequence's last token, with ``last``. An expert's dropout
+        masks are those of its place in this model.
         """
         states = [
-            expert.encode(table, packed, last=last)
-            for expert, table in zip(self.experts.values(), tables, strict=True)
+            expert.encode(table, packed.stream(number), last=last)
+            for number, (expert, table) in enumerate(
+                zip(self.experts.values(), tables, strict=True)
+            )
         ]
         return states[0] if len(states) == 1 else torch.cat(states, 1)
 

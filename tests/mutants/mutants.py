@@ -384,11 +384,36 @@ NATIVE_CORE = (
         GATED,
     ),
     Mutant(
-        "gated_id_check_off_by_one",
-        "csrc/triple_expert/gated_bce_cpu.cpp",
-        "if (static_cast<uint64_t>(ids[side][i]) >= static_cast<uint64_t>(p.rows)) {",
-        "if (static_cast<uint64_t>(ids[side][i]) > static_cast<uint64_t>(p.rows)) {",
-        _select("test_op_policies", "bad_input and gated_bce and native"),
+        "id_check_off_by_one",
+        "csrc/common/checks.h",
+        "const uint64_t span = static_cast<uint64_t>(high) - first;",
+        "const uint64_t span = static_cast<uint64_t>(high) - first + 1;",
+        _select("test_raw_ops", "too_many"),
+    ),
+)
+
+RAW = _select("test_raw_ops", "broken")
+RAW_OPS = (
+    Mutant(
+        "launcher_takes_any_size_of_a_tensor",
+        "padkern/ops/launch.py",
+        "size != want and not isinstance(want, str)",
+        "False",
+        RAW,
+    ),
+    Mutant(
+        "launcher_takes_any_dtype",
+        "padkern/ops/launch.py",
+        "if x.dtype != dtype:",
+        "if False:",
+        RAW,
+    ),
+    Mutant(
+        "offsets_may_end_anywhere",
+        "csrc/common/checks.h",
+        "return before == total ? -1 : count;",
+        "return -1;",
+        RAW,
     ),
 )
 
@@ -539,8 +564,8 @@ ENCODER = (
     Mutant(
         "masks_ignore_the_step",
         "padkern/models/encoder.py",
-        "Masks(self.dropout, mix_seed(packed.key.seed, self.stream), packed.key.step)",
-        "Masks(self.dropout, mix_seed(packed.key.seed, self.stream), 0)",
+        "Masks(self.dropout, *packed.key)",
+        "Masks(self.dropout, packed.key.seed, 0)",
         _select("test_encoder_packing", "key_alone"),
     ),
     Mutant(
@@ -563,6 +588,16 @@ ENCODER = (
         "x.roll(lag, 0).masked_fill(steps < lag, 0.0)",
         "x.roll(lag, 0).masked_fill(steps < lag - 1, 0.0)",
         _select("test_backbones", "leaks or alone"),
+    ),
+)
+
+EXPERTS = (
+    Mutant(
+        "experts_share_their_masks",
+        "padkern/models/triple_expert.py",
+        "packed.stream(number)",
+        "packed.stream(0)",
+        _select("test_encoder_packing", "own or shares"),
     ),
 )
 
@@ -590,4 +625,4 @@ READERS = (
     ),
 )
 
-MUTANTS = READERS + PYTHON + NATIVE_CORE + BATCH_PLAN + ENCODER + TRITON
+MUTANTS = PYTHON + READERS + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + EXPERTS + TRITON

@@ -1,21 +1,45 @@
-"""Launcher over ``padkern._C``: dense rows, allocation, then raw pointers, sizes and strides."""
+"""Launcher over ``padkern._C``: checks, allocation, then raw pointers, sizes and strides."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from padkern import _native
+from padkern.ops.launch import (
+    address,
+    check_optional,
+    check_tensor,
+    core,
+    dense,
+    dense_rows,
+    float_code,
+    raise_error,
+)
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
 
-
-def _dense_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _check(
+    users: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    candidates: Tensor | None,
+    excluded_values: Tensor | None,
+    excluded_offsets: Tensor | None,
+) -> None:
+    dtype, ids = users.dtype, torch.int64
+    check_tensor("users", users, dtype, ("T", "D"))
+    tokens, dim = users.shape
+    check_tensor("items", items, dtype, ("N", dim))
+    check_tensor("targets", targets, ids, (tokens,))
+    check_optional("bias", bias, dtype, (items.shape[0],))
+    check_optional("candidates", candidates, ids, ("C",))
+    check_optional("excluded_values", excluded_values, ids, ("E",))
+    check_optional("excluded_offsets", excluded_offsets, ids, (tokens + 1,))
+    for name, x in (("users", users), ("items", items), ("candidates", candidates)):
+        if x is not None and x.shape[0] == 0:
+            raise ValueError(f"{name} must have at least one row, got {list(x.shape)}")
+    if (excluded_values is None) != (excluded_offsets is None):
+        raise ValueError("excluded_values and excluded_offsets must be given together")
 
 
 def catalogue_loss_native(
@@ -39,43 +63,41 @@ def catalogue_loss_native(
         gradient: whether to compute the derivatives.
         plan: 0 chosen by the shape; 1 keeps the probabilities of a group of tokens; 2 computes them
             twice.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit the others, or an id is out of range.
     """
-    core, reason, _ = _native.load()
-    if core is None:
-        raise RuntimeError(reason)
     dtype = users.dtype
-    users, items = _dense_rows(users.detach()), _dense_rows(items.detach())
+    code = float_code("users", dtype)
+    _check(users, items, targets, bias, candidates, excluded_values, excluded_offsets)
+    users, items = dense_rows(users), dense_rows(items)
     targets = targets.contiguous()
-    bias = None if bias is None else bias.detach().contiguous()
-    candidates, excluded_values, excluded_offsets = (
-        None if x is None else x.contiguous()
-        for x in (candidates, excluded_values, excluded_offsets)
-    )
+    bias, candidates = dense(bias), dense(candidates)
+    excluded_values, excluded_offsets = dense(excluded_values), dense(excluded_offsets)
     value = torch.empty((), dtype=dtype)
     d_users = d_items = d_bias = None
     if gradient:
         d_users, d_items = (torch.empty(x.shape, dtype=dtype) for x in (users, items))
         d_bias = None if bias is None else torch.empty(bias.shape, dtype=dtype)
-    error = core.catalogue_loss_cpu(
-        _DTYPES[dtype],
+    error = core().catalogue_loss_cpu(
+        code,
         (users.shape[0], items.shape[0], users.shape[1]),
         (users.data_ptr(), users.stride(0)),
         (items.data_ptr(), items.stride(0)),
         (
             targets.data_ptr(),
-            _address(bias),
-            _address(candidates),
+            address(bias),
+            address(candidates),
             0 if candidates is None else len(candidates),
         ),
         (
-            _address(excluded_values),
-            _address(excluded_offsets),
+            address(excluded_values),
+            address(excluded_offsets),
             0 if excluded_values is None else len(excluded_values),
         ),
         gradient,
-        (value.data_ptr(), _address(d_users), _address(d_items), _address(d_bias)),
+        (value.data_ptr(), address(d_users), address(d_items), address(d_bias)),
         plan,
     )
-    if error:
-        raise ValueError(error)
+    raise_error(error)
     return value, d_users, d_items, d_bias

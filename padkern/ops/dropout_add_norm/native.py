@@ -1,32 +1,29 @@
-"""Launchers over ``padkern._C``: dense rows, allocation, then raw pointers, sizes and strides."""
+"""Launchers over ``padkern._C``: checks, allocation, then raw pointers, sizes and strides."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from padkern import _native
-
-_DTYPES = {torch.float32: 0, torch.float64: 1}
-
-
-def _rows(x: Tensor | None) -> Tensor | None:
-    if x is None:
-        return None
-    x = x.detach()
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _vector(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().contiguous()
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+from padkern.ops.keyed_dropout import check_dropout
+from padkern.ops.launch import (
+    address,
+    check_optional,
+    check_tensor,
+    core,
+    dense,
+    dense_rows,
+    float_code,
+    raise_error,
+)
 
 
 def _matrix(x: Tensor | None) -> tuple[int, int]:
     return (0, 0) if x is None else (x.data_ptr(), x.stride(0))
+
+
+def _rows(x: Tensor | None) -> Tensor | None:
+    return None if x is None else dense_rows(x)
 
 
 def dropout_add_norm_native(
@@ -46,31 +43,41 @@ def dropout_add_norm_native(
 
     Without ``weight`` there is no normalisation and out is empty; the other two are given where
     ``keep`` says so, or where there is nothing else to give. CPU tensors of one float dtype.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit the others, or is out of range.
     """
-    core, reason, _ = _native.load()
-    if core is None:
-        raise RuntimeError(reason)
-    rows, dim = x.shape
     dtype, norms = x.dtype, weight is not None
-    x_rows, residual = _rows(x), _rows(residual)
-    bias, weight, shift, token_ids = (_vector(v) for v in (bias, weight, shift, token_ids))
+    code = float_code("x", dtype)
+    check_tensor("x", x, dtype, ("T", "d"))
+    rows, dim = x.shape
+    check_optional("residual", residual, dtype, x.shape)
+    check_optional("bias", bias, dtype, (dim,))
+    check_optional("weight", weight, dtype, (dim,))
+    check_optional("shift", shift, dtype, (dim,))
+    check_optional("token_ids", token_ids, torch.int64, (rows,))
+    if norms != (shift is not None):
+        raise ValueError("weight and shift must be given together")
+    check_dropout(dropout, seed, step)
+    x_rows, residual = dense_rows(x), _rows(residual)
+    bias, weight, shift, token_ids = dense(bias), dense(weight), dense(shift), dense(token_ids)
     out = torch.empty((rows, dim) if norms else (0,), dtype=dtype)
     total = torch.empty((rows, dim) if keep or not norms else (0,), dtype=dtype)
     stats = torch.empty((rows, 2) if keep and norms else (0,), dtype=dtype)
-    error = core.dropout_add_norm_cpu(
-        (_DTYPES[dtype], rows, dim, eps),
+    error = core().dropout_add_norm_cpu(
+        (code, rows, dim),
+        eps,
         (dropout, seed, step),
-        (_address(token_ids), _address(weight)),
+        (address(token_ids), address(weight)),
         (_matrix(x_rows), _matrix(residual)),
-        (_address(bias), _address(shift)),
+        (address(bias), address(shift)),
         (
             total.data_ptr() if keep or not norms else 0,
             out.data_ptr() if norms else 0,
             stats.data_ptr() if keep and norms else 0,
         ),
     )
-    if error:
-        raise ValueError(error)
+    raise_error(error)
     return out, total, stats
 
 
@@ -81,7 +88,6 @@ def dropout_add_norm_grad_native(
     stats: Tensor,
     weight: Tensor | None,
     token_ids: Tensor | None,
-    eps: float,
     dropout: float,
     seed: int,
     step: int,
@@ -90,24 +96,34 @@ def dropout_add_norm_grad_native(
     """Gradients by x, residual, bias, weight and shift.
 
     The first is empty without dropout: it is then the second. The others are empty where there is
-    nothing to differentiate by.
+    nothing to differentiate by. ``stats`` is read where there is a weight.
+
+    Raises:
+        TypeError, ValueError: as there.
     """
-    core, reason, _ = _native.load()
-    if core is None:
-        raise RuntimeError(reason)
-    rows, dim = total.shape
     dtype, norms = total.dtype, weight is not None
-    weight, token_ids = _vector(weight), _vector(token_ids)
+    code = float_code("total", dtype)
+    check_tensor("total", total, dtype, ("T", "d"))
+    rows, dim = total.shape
+    check_tensor("stats", stats, dtype, (rows, 2) if norms else (0,))
+    check_optional("weight", weight, dtype, (dim,))
+    check_optional("d_out", d_out, dtype, total.shape)
+    check_optional("d_sum", d_sum, dtype, total.shape)
+    check_optional("token_ids", token_ids, torch.int64, (rows,))
+    if d_out is not None and not norms:
+        raise ValueError("d_out must be None without a weight")
+    check_dropout(dropout, seed, step)
+    weight, token_ids = dense(weight), dense(token_ids)
     d_out, d_sum = _rows(d_out), _rows(d_sum)
     total, stats = total.contiguous(), stats.contiguous()
     d_x = torch.empty((rows, dim) if dropout else (0,), dtype=dtype)
     d_residual = torch.empty((rows, dim), dtype=dtype)
     d_bias = torch.empty((dim,) if with_bias else (0,), dtype=dtype)
     d_weight, d_shift = (torch.empty((dim,) if norms else (0,), dtype=dtype) for _ in range(2))
-    error = core.dropout_add_norm_backward_cpu(
-        (_DTYPES[dtype], rows, dim, eps),
+    error = core().dropout_add_norm_backward_cpu(
+        (code, rows, dim),
         (dropout, seed, step),
-        (_address(token_ids), _address(weight)),
+        (address(token_ids), address(weight)),
         (_matrix(d_out), _matrix(d_sum)),
         (total.data_ptr(), stats.data_ptr()),
         (
@@ -118,6 +134,5 @@ def dropout_add_norm_grad_native(
             d_shift.data_ptr() if norms else 0,
         ),
     )
-    if error:
-        raise ValueError(error)
+    raise_error(error)
     return d_x, d_residual, d_bias, d_weight, d_shift

@@ -18,16 +18,15 @@ from padkern.ops.keyed_dropout import check_dropout
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-_RULE = "Tensor? token_ids, float eps, float dropout, SymInt seed, SymInt step"
+_RULE = "float dropout, SymInt seed, SymInt step"
 define(
     "padkern::dropout_add_norm",
-    "(Tensor x, Tensor? residual, Tensor? bias, Tensor? weight, Tensor? shift, "
-    + _RULE
-    + ", bool keep) -> (Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor? residual, Tensor? bias, Tensor? weight, Tensor? shift, Tensor? token_ids, "
+    "float eps, " + _RULE + ", bool keep) -> (Tensor, Tensor, Tensor)",
 )
 define(
     "padkern::dropout_add_norm_grad",
-    "(Tensor? d_out, Tensor? d_sum, Tensor total, Tensor stats, Tensor? weight, "
+    "(Tensor? d_out, Tensor? d_sum, Tensor total, Tensor stats, Tensor? weight, Tensor? token_ids, "
     + _RULE
     + ", bool with_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
@@ -69,7 +68,7 @@ def _grad_fake(
     weight: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    dropout, with_bias = rest[2], rest[-1]
+    dropout, with_bias = rest[1], rest[-1]
     dim = total.shape[1]
     vector = (0,) if weight is None else (dim,)
     return (
@@ -117,7 +116,7 @@ class _DropoutAddNormFunction(torch.autograd.Function):
         ctx.mark_non_differentiable(*silent)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(total, stats, weight, token_ids)
-        ctx.rule, ctx.with_bias = inputs[6:10], bias is not None
+        ctx.rule, ctx.with_bias = inputs[7:10], bias is not None
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -127,9 +126,11 @@ class _DropoutAddNormFunction(torch.autograd.Function):
         if d_out is None and d_sum is None:
             return (None,) * 11
         total, stats, weight, token_ids = ctx.saved_tensors
+        if weight is None:
+            d_out = None  # a compiler hands over zeros for the output that is not there
         rule = (token_ids, *ctx.rule)
         d_x, d_residual, *vectors = _GRAD(d_out, d_sum, total, stats, weight, *rule, ctx.with_bias)
-        if not ctx.rule[1]:
+        if not ctx.rule[0]:
             d_x = d_residual
         needed = ctx.needs_input_grad
         gradients = (d_x, d_residual, *vectors)

@@ -1,17 +1,46 @@
-"""Launchers over ``padkern._C``: dense rows, allocation, then raw pointers, sizes and strides."""
+"""Launchers over ``padkern._C``: checks, allocation, then raw pointers, sizes and strides."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from padkern import _native
+from padkern.ops.launch import (
+    address,
+    check_optional,
+    check_tensor,
+    core,
+    dense_rows,
+    float_code,
+    raise_error,
+)
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
 
-
-def _dense_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+def _check(
+    users: Tensor,
+    item_tables: Tensor,
+    gate: Tensor,
+    item_bins: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    valid: Tensor | None,
+) -> None:
+    dtype, ids = users.dtype, torch.int64
+    check_tensor("users", users, dtype, ("T", "E", "d"))
+    tokens, experts, dim = users.shape
+    check_tensor("item_tables", item_tables, dtype, (experts, "N + 1", dim))
+    check_tensor("gate", gate, dtype, ("bins + 1", experts))
+    check_tensor("item_bins", item_bins, ids, (item_tables.shape[1],))
+    check_tensor("positives", positives, ids, (tokens,))
+    check_tensor("negatives", negatives, ids, (tokens, "k"))
+    check_optional("valid", valid, torch.bool, (tokens,))
+    for name, x, dimension in (
+        ("item_tables", item_tables, 1),
+        ("gate", gate, 0),
+        ("negatives", negatives, 1),
+    ):
+        if x.shape[dimension] == 0:
+            raise ValueError(f"{name} must not be empty, got {list(x.shape)}")
 
 
 def _launch(
@@ -24,11 +53,10 @@ def _launch(
     valid: Tensor | None,
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    core, reason, _ = _native.load()
-    if core is None:
-        raise RuntimeError(reason)
     dtype = users.dtype
-    users, item_tables = _dense_rows(users.detach()), _dense_rows(item_tables.detach())
+    code = float_code("users", dtype)
+    _check(users, item_tables, gate, item_bins, positives, negatives, valid)
+    users, item_tables = dense_rows(users), dense_rows(item_tables)
     gate, item_bins = gate.detach().contiguous(), item_bins.contiguous()
     positives, negatives = positives.contiguous(), negatives.contiguous()
     valid = None if valid is None else valid.contiguous()
@@ -37,19 +65,18 @@ def _launch(
     outputs: list[Tensor | None] = [None, None, None]
     if gradient:
         outputs = [torch.empty(x.shape, dtype=dtype) for x in (users, item_tables, gate)]
-    error = core.gated_bce_cpu(
-        _DTYPES[dtype],
+    error = core().gated_bce_cpu(
+        code,
         (tokens, experts, dim, item_tables.shape[1], gate.shape[0], negatives.shape[1]),
         (users.data_ptr(), users.stride(0), users.stride(1)),
         (item_tables.data_ptr(), item_tables.stride(0), item_tables.stride(1)),
         gate.data_ptr(),
         item_bins.data_ptr(),
-        (positives.data_ptr(), negatives.data_ptr(), 0 if valid is None else valid.data_ptr()),
+        (positives.data_ptr(), negatives.data_ptr(), address(valid)),
         gradient,
-        (value.data_ptr(), *(0 if out is None else out.data_ptr() for out in outputs)),
+        (value.data_ptr(), *(address(out) for out in outputs)),
     )
-    if error:
-        raise ValueError(error)
+    raise_error(error)
     return value, outputs[0], outputs[1], outputs[2]
 
 
@@ -62,7 +89,11 @@ def gated_bce_value_native(
     negatives: Tensor,
     valid: Tensor | None,
 ) -> Tensor:
-    """The loss: scalar of the dtype of ``users``. CPU tensors of one float dtype."""
+    """The loss: scalar of the dtype of ``users``. CPU tensors of one float dtype.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit the others, or an id is out of range.
+    """
     return _launch(users, item_tables, gate, item_bins, positives, negatives, valid, False)[0]
 
 
@@ -75,7 +106,11 @@ def gated_bce_value_grad_native(
     negatives: Tensor,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss and its derivatives: (value, [T, E, d], [E, N + 1, d], [bins + 1, E])."""
+    """The loss and its derivatives: (value, [T, E, d], [E, N + 1, d], [bins + 1, E]).
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
     value, d_users, d_tables, d_gate = _launch(
         users, item_tables, gate, item_bins, positives, negatives, valid, True
     )

@@ -140,7 +140,7 @@ def _raw_grad(case: Case, backend: str) -> tuple[Any, ...]:
     rule = (given.get("dropout", 0.0), given.get("seed", 0), given.get("step", 0))
     d_sum = x if given.get("return_sum") else None
     saved = (x, d_sum, x * 0.5, stats, given["weight"], given.get("token_ids"))
-    return (*saved, given.get("eps", 1e-5), *rule, "bias" in given)
+    return (*saved, *rule, "bias" in given)
 
 
 _X = torch.zeros(4, 3)

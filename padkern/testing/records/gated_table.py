@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from padkern.ops.gated_table import gated_table, gated_table_ref
 from padkern.testing.mkmmd import Tolerance
-from padkern.testing.opspec import Arguments, ErrorCase, OpSpec, Options, Shape
+from padkern.testing.opspec import Arguments, Case, ErrorCase, OpSpec, Options, RawOp, Shape
 
 # Sizes 1 and 2, odd, prime, around the vector widths and the blocks of rows, and PAD's own.
 SHAPES: dict[str, Shape] = {
@@ -56,6 +58,18 @@ def _gradient_sizes(arguments: Arguments) -> dict[str, float]:
     return {"tables": 0.0, "gate": float(arguments["tables"][0].numel()) ** 0.5}
 
 
+def _raw(case: Case, backend: str) -> tuple[Any, ...]:
+    given = case.arguments
+    # Copies: opcheck refuses views of one tensor in a list that an op may write to.
+    tables = [table.clone() for table in given["tables"]]
+    return tables, given["gate"], given["item_bins"]
+
+
+def _raw_grad(case: Case, backend: str) -> tuple[Any, ...]:
+    tables, *rest = _raw(case, backend)
+    return torch.cat([2 * table for table in tables], 1), tables, *rest
+
+
 ERRORS = (
     ErrorCase("high_bin", {"item_bins": torch.full((5,), 3)}, ValueError, "0..2, got 3"),
     ErrorCase("low_bin", {"item_bins": torch.full((5,), -1)}, ValueError, "0..2, got -1"),
@@ -93,6 +107,10 @@ GATED_TABLE = OpSpec(
     differentiable=("tables", "gate"),
     deciding=("tables",),
     backends=("reference", "native"),
+    raw_ops=(
+        RawOp(torch.ops.padkern.gated_table.default, _raw),
+        RawOp(torch.ops.padkern.gated_table_grad.default, _raw_grad),
+    ),
     errors=ERRORS,
     eager=gated_table_ref,
     parallel_shapes=((3, 3000, 64, 12), (2, 700, 130, 3)),
