@@ -134,9 +134,9 @@ class ExpertModel(nn.Module):
             return tables[0]
         return gated_table(tables, self.gate.weights(), self.bins(hidden), backend=self.backend)
 
-    def item_matrix(self) -> Tensor:
-        """``[N + 1, sum d_e]`` folded item matrix, row 0 zero."""
-        matrix = self.fold(self.tables())
+    def item_matrix(self, tables: Sequence[Tensor] | None = None) -> Tensor:
+        """``[N + 1, sum d_e]`` folded item matrix, row 0 zero; from ``tables`` if given."""
+        matrix = self.fold(self.tables() if tables is None else tables)
         return torch.cat([torch.zeros_like(matrix[:1]), matrix[1:]])
 
     def forward(self, items: Tensor, offsets: Tensor | None = None, *, last: bool = True) -> Tensor:
@@ -261,10 +261,19 @@ class ExpertModel(nn.Module):
         """Sorted ids of items that may be candidates in training."""
         return torch.nonzero(self.id_scale).squeeze(1)
 
-    def user_states(self, history: Ragged) -> Tensor:
-        """``[n, sum d_e]`` states of histories, of each the last ``max_len`` items."""
+    def user_states(self, history: Ragged, tables: Sequence[Tensor] | None = None) -> Tensor:
+        """``[n, sum d_e]`` states of histories, of each the last ``max_len`` items.
+
+        Args:
+            history: item ids, oldest first.
+            tables: of :meth:`tables`, where the caller has them; else they are computed.
+        """
         packed = pack_ragged(history, self.max_len).to(self.text.device)
-        return self.encode(self.tables(), packed, last=True)
+        return self.encode(self.tables() if tables is None else tables, packed, last=True)
+
+    def frozen(self) -> FrozenExperts:
+        """A scorer for many calls: item vectors are computed once, as the weights are now."""
+        return FrozenExperts(self, self.tables())
 
     def _check_ids(self, ids: Tensor, name: str) -> None:
         if ids.numel() and (int(ids.min()) < 1 or int(ids.max()) > self.num_items):
@@ -272,6 +281,26 @@ class ExpertModel(nn.Module):
                 f"{name} must be item ids from 1 to {self.num_items}, "
                 f"got {int(ids.min())} to {int(ids.max())}"
             )
+
+
+class FrozenExperts:
+    """An :class:`ExpertModel` with its item vectors at hand.
+
+    Args:
+        model: its weights must not change meanwhile.
+        tables: ``[N + 1, d_e]`` per expert.
+    """
+
+    def __init__(self, model: ExpertModel, tables: Sequence[Tensor]) -> None:
+        self.model, self.tables = model, tables
+
+    def user_states(self, history: Ragged) -> Tensor:
+        """As :meth:`ExpertModel.user_states`."""
+        return self.model.user_states(history, self.tables)
+
+    def item_matrix(self) -> Tensor:
+        """As :meth:`ExpertModel.item_matrix`."""
+        return self.model.item_matrix(self.tables)
 
 
 class TripleExpert(ExpertModel):

@@ -155,7 +155,8 @@ def evaluate(
 
     Args:
         scorer: see `Scorer`; it is asked for chunks of exactly ``chunk`` histories, the last one
-            filled up by repeating its last row.
+            filled up by repeating its last row. One with a method ``frozen()`` is replaced by what
+            that returns, a scorer that need not compute item vectors again for every chunk.
         split: histories (all of a history is masked), targets and user rows.
         train_frequency: int64 ``[N + 1]`` training counts, index 0 is padding.
         item_bins: int64 ``[N + 1]`` frequency bin of every item, 0 for padding.
@@ -177,6 +178,8 @@ def evaluate(
         raise ValueError(f"ks must be positive integers, got {ks}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if hasattr(scorer, "frozen"):
+        scorer = scorer.frozen()
     matrix = scorer.item_matrix()
     items = ItemTiles.build(matrix)
     rows = items.num_items + 1
