@@ -83,7 +83,7 @@ def padkern_batches(batches: TrainBatches, seed: int) -> Iterator[tuple[BatchPla
 
 
 def packed_batches(data: Data, seed: int) -> Iterator[Step]:
-    """Packed batches made with numpy, negatives of a batch drawn at once and redrawn where owned."""
+    """Packed batches made with numpy; a batch's negatives drawn at once, redrawn where owned."""
     rng = np.random.default_rng(seed)
     rows = data.num_items + 1
     owned = np.unique(data.train.row_index() * rows + data.train.values)
@@ -134,7 +134,7 @@ def authors_slots(
 
 
 def authors_batches(data: Data, seed: int) -> Iterator[Step]:
-    """Padded batches: user by user in Python, the text vectors of all slots gathered and stacked."""
+    """Padded batches: user by user in Python, text vectors of all slots gathered and stacked."""
     rng = random.Random(seed)
     rows = [data.train.row(user).tolist() for user in range(len(data.train))]
 
