@@ -132,5 +132,5 @@ def bench_training_epoch(benchmark, machine, contender):
         "users_timed": users,
         "users_per_s": round(users / seconds, 1),
         "tokens_per_s": round(tokens / seconds, 1),
-        "whole_s": round(seconds * len(data.train) / users, 3),
+        "whole_s": round(seconds * len(data.train) / users, 6),
     }

@@ -109,7 +109,7 @@ def timed(benchmark, run, users: int, **info: object) -> None:
         "small": SMALL,
         "users_timed": users,
         "users_per_s": round(users / seconds, 1),
-        "whole_s": round(seconds * everyone / users + once, 4),
+        "whole_s": round(seconds * everyone / users + once, 6),
     }
 
 

@@ -115,22 +115,25 @@ def packed_batches(data: Data, seed: int) -> Iterator[Step]:
 
 
 def authors_slots(
-    row: list[int], length: int, num_items: int, rng: random.Random
-) -> tuple[list[int], list[int]]:
-    """One user as PAD's released data set makes it: left-padded items, and one negative per target.
+    row: list[int], length: int, num_items: int, rng: random.Random, negatives: int = 1
+) -> tuple[list[int], list[list[int]]]:
+    """One user as PAD's released data set makes it: left-padded items, and negatives per target.
 
     A negative is drawn again while the user owns it. Both lists have ``length + 1`` entries; the
-    negative stands in the slot of its target.
+    negatives stand in the slot of their target.
     """
     window = row[-(length + 1) :]
-    negatives = []
+    drawn = []
     for _ in range(len(window) - 1):
-        item = rng.randint(1, num_items)
-        while item in row:
+        found = []
+        for _ in range(negatives):
             item = rng.randint(1, num_items)
-        negatives.append(item)
-    padding = [0] * (length + 1 - len(window))
-    return padding + window, [*padding, 0, *negatives]
+            while item in row:
+                item = rng.randint(1, num_items)
+            found.append(item)
+        drawn.append(found)
+    padding = length + 1 - len(window)
+    return [0] * padding + window, [[0] * negatives for _ in range(padding + 1)] + drawn
 
 
 def authors_batches(data: Data, seed: int) -> Iterator[Step]:
@@ -140,7 +143,7 @@ def authors_batches(data: Data, seed: int) -> Iterator[Step]:
 
     def sample(user: int) -> tuple[Tensor, Tensor, Tensor]:
         slots, other = authors_slots(rows[user], data.length, data.num_items, rng)
-        items, negatives = torch.tensor(slots), torch.tensor(other)
+        items, negatives = torch.tensor(slots), torch.tensor(other)[:, 0]
         return items, negatives, data.text[torch.stack([items, negatives], 1)]
 
     def make(users: np.ndarray) -> Step:
