@@ -6,10 +6,10 @@ larger one. Forward and backward. Every contender is checked against float64 bef
 value and its gradients by every 49th token and every 197th item. A chunked peer runs with each of
 several chunk sizes; its best is what to compare with.
 
-torch's ``linear_cross_entropy`` with its default options takes 4 tokens per chunk at 100,000 items:
-minutes a call. ``PADKERN_BENCH_DEFAULT_CHUNK=1`` runs it, checked once and timed in one round; else
-the figures list it under ``skipped`` with an estimate from its first chunks. A million items are in
-``bench_scaling.py``.
+torch's ``linear_cross_entropy`` with its default options takes 4 tokens per chunk at 100,000 items,
+so that a call runs for tens of seconds. ``PADKERN_BENCH_DEFAULT_CHUNK=1`` checks it once and times
+one round; else the figures list it under ``skipped`` with an estimate from some of its chunks. A
+million items are in ``bench_scaling.py``.
 """
 
 from __future__ import annotations
