@@ -19,16 +19,14 @@ import numpy as np
 import pytest
 import torch
 from peers import training
+from peers.pantry import HISTOGRAM, lengths_like
 
-from padkern import TripleExpert, _native
+from padkern import _native
 from padkern.data.dataset import Ragged
 from padkern.data.plan import BatchPlanner, PlanSource
 
-# Input lengths 1..20 of the 12,871 training rows of Prime Pantry.
-HISTOGRAM = [0, 3503, 2089, 1520, 1128, 828, 624, 473, 396, 311]
-HISTOGRAM += [230, 252, 163, 158, 109, 111, 103, 103, 697, 73]
 USERS, ITEMS, TEXT, LENGTH, EPOCH_STEPS = 512, 8347, 4096, 20, 26
-CONTENDERS = ("padkern", "packed_eager", "padded_authors", "padded_compiled")
+CONTENDERS = ("padkern", "packed_eager", "packed_unique", "padded_authors", "padded_compiled")
 
 
 @lru_cache(maxsize=1)
@@ -40,13 +38,8 @@ def setting():
     text[0] = 0
     bins = torch.from_numpy(rng.integers(1, 11, ITEMS + 1))
     bins[0] = 0
-    model = TripleExpert(
-        ITEMS, text, bins, dim=128, max_len=LENGTH, num_layers=5, num_heads=2, dropout=0.1,
-        fuse="cat", text_layers=4, pool_decay=None, language="projected", gate_form="sigmoid",
-        id_init="xavier",
-    )  # fmt: skip
-    model.gate.reset_parity()
-    lengths = training.lengths_like(HISTOGRAM, USERS, seed=1)
+    model = training.parity_model(text, bins, dim=128, length=LENGTH, layers=5, heads=2)
+    lengths = lengths_like(HISTOGRAM, USERS, seed=1)
     popularity = 1 / (np.arange(ITEMS) + 30.0)
     rows = [
         rng.choice(ITEMS, n + 1, replace=False, p=popularity / popularity.sum()) + 1
@@ -73,13 +66,6 @@ def loss_of(contender: str):
     return getattr(training, contender)
 
 
-def gradients(model, loss) -> dict[str, torch.Tensor]:
-    """By parameter name."""
-    named = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, list(named.values()))
-    return dict(zip(named, found, strict=True))
-
-
 @lru_cache(maxsize=1)
 def expected():
     """The setting in float64, and loss and gradients of the authors' form without dropout.
@@ -91,7 +77,7 @@ def expected():
     wide = copy.deepcopy(model).double().eval()
     batch = batch._replace(features=batch.features.double())
     loss = training.padded_authors(wide, batch)
-    return wide, batch, loss.item(), gradients(wide, loss)
+    return wide, batch, loss.item(), training.gradients(wide, loss)
 
 
 def check(contender: str, run) -> None:
@@ -99,7 +85,7 @@ def check(contender: str, run) -> None:
     wide, batch, want, want_gradients = expected()
     loss = run(wide, batch)
     assert abs(loss.item() - want) < 1e-9 * abs(want)
-    for name, gradient in gradients(wide, loss).items():
+    for name, gradient in training.gradients(wide, loss).items():
         size = want_gradients[name].norm()
         assert (gradient - want_gradients[name]).norm() < 1e-7 * size + 1e-12, name
     model, narrow = setting()

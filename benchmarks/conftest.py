@@ -80,6 +80,12 @@ def peak_resident_mib(run: Callable[[], object]) -> float | None:
 
     Counts what torch's allocator does not see, and what a library keeps afterwards.
     """
+    peaks = resident_peaks(run)
+    return None if peaks is None else peaks[0]
+
+
+def resident_peaks(run: Callable[[], object]) -> tuple[float, float] | None:
+    """The same, and the peak itself: what the whole process held, inputs included."""
     try:
         _malloc("malloc_trim", 0)
         before = _resident_mib("VmRSS")
@@ -89,7 +95,7 @@ def peak_resident_mib(run: Callable[[], object]) -> float | None:
     except OSError:
         return None
     del result
-    return round(peak - before, 3)
+    return round(peak - before, 3), round(peak, 3)
 
 
 def _malloc(function: str, *arguments: int) -> None:

@@ -1,7 +1,8 @@
 """``make bench-report``: benchmark JSON to a table and a figure.
 
 For every folder given, reads its ``*.json`` (written by ``make bench BENCH_DEVICE=...``) and writes
-``report.md`` and ``report.png`` (``report_gpu.png`` for a GPU suite) beside them.
+``report.md`` and ``report.png`` (``report_gpu.png`` for a GPU suite) beside them, and for
+``bench_scaling.py`` ``scaling.png``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from report_data import Case, Entry, Suite, best, load, peer_warnings
+from report_growth import HEADER, growths, plot_growth
+from report_growth import rows as growth_rows
 from report_plot import plot
 
 Row = list[str]
@@ -210,18 +213,61 @@ def _mkmmd_section(suite: Suite, picture: Path | None) -> list[str]:
     return lines + _limits(suite)
 
 
-def _other_section(name: str, others: list[dict[str, Any]]) -> list[str]:
+# What the ratios of a group are relative to, and columns that some suites record.
+_OURS = ("padkern", "native")
+_EXTRA = {
+    "users_timed": "users timed",
+    "users_per_s": "users/s",
+    "tokens_per_s": "tokens/s",
+    "resident_mib": "growth MiB",
+    "total_mib": "in total MiB",
+}
+
+
+def _label(info: dict[str, Any], raw: dict[str, Any]) -> str:
+    return str(info.get("implementation") or info.get("contender") or raw.get("param") or "")
+
+
+def _whole_s(raw: dict[str, Any]) -> float:
+    """Seconds of the whole task; of one timed on some users, scaled to all of them."""
+    info = raw["extra_info"]
+    return float(info.get("whole_s") or raw["stats"]["median"] * info.get("factor", 1.0))
+
+
+def _other_section(
+    name: str, others: list[dict[str, Any]], skipped: list[str], picture: Path | None
+) -> list[str]:
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for raw in others:
-        groups[raw.get("group") or raw["name"]].append(raw)
+        if "growth" not in raw["extra_info"]:  # these have a table of their own
+            groups[raw.get("group") or raw["name"]].append(raw)
     rows = []
     for group, members in groups.items():
-        members.sort(key=lambda raw: raw["stats"]["median"])
+        members.sort(key=_whole_s)
+        mine = [raw for raw in members if _label(raw["extra_info"], raw).split("-")[-1] in _OURS]
         for raw in members:
             info = raw["extra_info"]
-            label = info.get("implementation") or info.get("contender") or raw.get("param") or ""
-            rows.append([group, str(label), _number(raw["stats"]["median"] * 1e3)])
-    return [f"## `{name}`", "", *_table(["benchmark", "implementation", "median ms"], rows)]
+            whole = _whole_s(raw) if "whole_s" in info or "factor" in info else None
+            ratio = _whole_s(raw) / _whole_s(mine[0]) if mine and raw is not mine[0] else None
+            rows.append(
+                [
+                    *(group, _label(info, raw), _number(raw["stats"]["median"] * 1e3)),
+                    *(_number(whole), "–" if ratio is None else f"{_number(ratio)}×"),
+                    *(_number(info.get(name)) for name in _EXTRA),
+                ]
+            )
+    grown = growths(others)
+    header = ["benchmark", "implementation", "median ms", "whole, s", "/ padkern"]
+    lines = [f"## `{name}`", ""]
+    if any(raw["extra_info"].get("small") for raw in others):
+        lines += ["> **Warning:** tiny sizes (`PADKERN_BENCH_SMALL=1`), no figures.", ""]
+    if rows or not grown:
+        lines += _table([*header, *_EXTRA.values()], rows)
+    if grown:
+        if picture:
+            lines += [f"![Seconds over size on logarithmic axes]({picture.name})", ""]
+        lines += _table(HEADER, growth_rows(grown))
+    return lines + (["Left out:", "", *skipped] if skipped else [])
 
 
 def write_report(folder: Path) -> Path | None:
@@ -242,7 +288,16 @@ def write_report(folder: Path) -> Path | None:
                 plot(suite, picture)
             lines += _mkmmd_section(suite, picture)
         if others:
-            lines += _other_section(path.name, others)
+            picture = None
+            grown = growths(others)
+            if grown:
+                picture = folder / "scaling.png"
+                machine = suite.machine
+                where = f"{machine.get('cpu')}, {machine.get('threads')} threads"
+                plot_growth(grown, picture, f"{where}, torch {machine.get('torch')}")
+            # The MK-MMD section has its own list.
+            skipped = _skipped(suite) if suite.skipped and not suite.entries else []
+            lines += _other_section(path.name, others, skipped, picture)
     if not found:
         return None
     out = folder / "report.md"

@@ -8,6 +8,7 @@ import re
 import pytest
 import report
 import report_data
+import report_growth
 
 
 def _entry(name, ms, *, n=672, dim=128, mode="fwd_bwd", **info):
@@ -197,3 +198,65 @@ def test_an_empty_folder_is_an_error(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 1
     assert "no benchmark JSON" in capsys.readouterr().out
     assert not (tmp_path / "report.md").exists()
+
+
+def _other(name, ms, group="g", **info):
+    return {
+        "group": group,
+        "name": f"bench[{name}]",
+        "param": name,
+        "extra_info": {"contender": name} | info,
+        "stats": {"median": ms / 1e3},
+    }
+
+
+def test_a_sample_is_scaled_before_it_is_compared(tmp_path):
+    entries = [
+        _other("padkern", 2000.0, users_timed=100, users_per_s=50.0),
+        _other("authors", 1000.0, users_timed=10, whole_s=12.0, users_per_s=10.0),
+        _other("sort", 100.0, factor=30.0),
+        _other("large-native", 5.0, group="h"),
+        _other("large-mm", 20.0, group="h"),
+    ]
+    _write(tmp_path, entries, name="bench_epoch.json")
+    text = report.write_report(tmp_path).read_text()
+    assert "| g | padkern | 2,000 | – | – | 100 | 50 |" in text
+    assert "| g | authors | 1,000 | 12 | 6× | 10 | 10 |" in text
+    assert "| g | sort | 100 | 3 | 1.5× | – | – |" in text
+    assert "| h | large-mm | 20 | – | 4× | – | – |" in text
+    assert "tiny sizes" not in text
+
+
+def test_tiny_sizes_are_no_figures_and_what_was_left_out_is_named(tmp_path):
+    skipped = [{"name": "bench_catalogue_loss[100000-x]", "reason": "a call takes about 150 s"}]
+    _write(tmp_path, [_other("padkern", 1.0, small=True)], name="b.json", skipped=skipped)
+    text = report.write_report(tmp_path).read_text()
+    assert "> **Warning:** tiny sizes (`PADKERN_BENCH_SMALL=1`), no figures." in text
+    assert "- bench_catalogue_loss[100000-x]: a call takes about 150 s" in text
+
+
+def test_growth_has_a_table_and_a_plot(tmp_path):
+    machine = {"cpu": "Example", "threads": 2, "torch": "2.13.0"}
+    growth = {"growth": "training epoch", "size_unit": "users"} | machine
+    entries = [
+        _other("native", 4000.0, size=400, resident_mib=3.0, total_mib=1500.0, **growth),
+        _other("native", 1000.0, size=100, **growth),
+        _other("native", 2000.0, size=200, **growth),
+    ]
+    _write(tmp_path, entries, name="bench_scaling.json")
+    text = report.write_report(tmp_path).read_text()
+    assert "| training epoch | 100 users | 1 | 1× | 1× | – | – | 1.00 |" in text
+    assert "| training epoch | 400 users | 4 | 4× | 4× | 3 | 1,500 | 1.00 |" in text
+    assert "](scaling.png)" in text
+    assert "/ padkern" not in text  # one size is no peer of another
+    assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_exponent_is_the_slope_of_logarithms():
+    sizes = [10, 100, 1000]
+    assert report_growth.exponent(sizes, [s**1.5 for s in sizes]) == pytest.approx(1.5)
+    # Least squares: of three points the middle one does not tilt the line.
+    assert report_growth.exponent(sizes, [1, 50, 100]) == pytest.approx(1.0)
+    assert report_growth.exponent([10, 10], [1.0, 2.0]) is None
+    assert report_growth.exponent([10], [1.0]) is None
+    assert report_growth.exponent(sizes, [1.0, float("nan"), 2.0]) is None

@@ -14,11 +14,13 @@ from padkern import TripleExpert
 from padkern.data.batch import pack, pack_ragged, unpad
 from padkern.data.dataset import Ragged
 from padkern.data.plan import BatchPlanner, PlanSource, TrainBatches
+from padkern.data.split import EvalSplit
 from padkern.models.build import build_expert
 from padkern.models.expert import ItemTower, RecencyPool
 from padkern.models.sasrec import SASRec
 from padkern.models.triple_expert import ExpertModel
 from padkern.modules import FrequencyGate
+from padkern.pad.evaluation import evaluate
 
 N, E, D, L = 30, 12, 8, 6
 
@@ -77,6 +79,27 @@ def test_positions_are_right_aligned():
     packed = pack_ragged(Ragged.from_lists(SEQUENCES), L)
     assert packed.positions.tolist() == [3, 4, 5, 5, 0, 1, 2, 3, 4, 5, 4, 5]
     assert packed.items[packed.last].tolist() == [4, 1, 3, 8]
+
+
+def test_a_frozen_scorer_gives_the_same_bits_and_evaluation_computes_item_vectors_once():
+    model = make_triple()
+    history = Ragged.from_lists(SEQUENCES)
+    calls = []
+    tables = model.tables
+    model.tables = lambda *args: calls.append(args) or tables(*args)
+    with torch.no_grad():
+        frozen = model.frozen()
+        assert torch.equal(frozen.user_states(history), model.user_states(history))
+        assert torch.equal(frozen.item_matrix(), model.item_matrix())
+    split = EvalSplit("test", np.arange(4), history, np.array([2, 2, 7, 1]))
+    counts = np.ones(N + 1, dtype=np.int64)
+    calls.clear()
+    found = evaluate(model, split, train_frequency=counts, item_bins=make_bins().numpy(), chunk=2)
+    assert len(calls) == 1
+    matrix, states = model.item_matrix(), model.user_states(history)
+    scores = states[0] @ matrix[1:].T
+    scores[np.array(SEQUENCES[0]) - 1] = -torch.inf
+    assert found.ranks[0] == 1 + int((scores > scores[1]).sum())
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

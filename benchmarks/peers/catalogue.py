@@ -13,7 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DIM = 192
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def make_inputs(items: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of order 1, targets drawn uniformly; every eighth token one of sixteen head items."""
+    torch.manual_seed(items)
+    users = torch.randn(tokens, DIM).requires_grad_()
+    vectors = (torch.randn(items, DIM) / DIM**0.5).requires_grad_()
+    targets = torch.randint(items, (tokens,))
+    targets[::8] %= 16
+    return users, vectors, targets
 
 
 def plain(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:

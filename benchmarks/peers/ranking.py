@@ -116,7 +116,8 @@ def _chunks(problem: Problem, chunk: int):
 
 def mm_count(problem: Problem, chunk: int) -> Tensor:
     """Product into a buffer, mask, count; NaN marks what is no candidate."""
-    buffers = [torch.empty(chunk, len(problem.matrix)) for _ in range(2)]
+    wide = problem.matrix.dtype
+    buffers = [torch.empty(chunk, len(problem.matrix), dtype=wide) for _ in range(2)]
     return torch.cat(
         [
             _count_into(

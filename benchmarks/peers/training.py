@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +20,7 @@ class Batch(NamedTuple):
     """One batch in the forms that the contenders read.
 
     Attributes:
-        plan: the batch as padkern plans it.
+        plan: the batch as padkern plans it; None where another form made it.
         packed: its input tokens.
         targets, negatives: int64 ``[T]``.
         slots: int64 ``[B, L + 1]`` items of inputs and last target, left-padded with 0.
@@ -29,7 +28,7 @@ class Batch(NamedTuple):
         features: ``[B, L + 1, 2, E]`` text vectors of both, gathered beforehand.
     """
 
-    plan: BatchPlan
+    plan: BatchPlan | None
     packed: PackedSequences
     targets: Tensor
     negatives: Tensor
@@ -38,9 +37,33 @@ class Batch(NamedTuple):
     features: Tensor
 
 
+def parity_model(
+    text: Tensor, bins: Tensor, *, dim: int, length: int, layers: int, heads: int
+) -> TripleExpert:
+    """PAD's model as released, with new weights: dropout 0.1, sigmoid gate, four text layers.
+
+    Args:
+        text: ``[N + 1, E]``, row 0 zero.
+        bins: int64 ``[N + 1]``, 0 for padding.
+    """
+    model = TripleExpert(
+        len(text) - 1, text, bins, dim=dim, max_len=length, num_layers=layers, num_heads=heads,
+        dropout=0.1, fuse="cat", text_layers=4, pool_decay=None, language="projected",
+        gate_form="sigmoid", id_init="xavier",
+    )  # fmt: skip
+    model.gate.reset_parity()
+    return model
+
+
 def make_batch(plan: BatchPlan, length: int, text: Tensor) -> Batch:
     """The padded forms of a plan with one negative, ``length`` inputs per user."""
-    packed, targets, negatives = plan.inputs, plan.targets, plan.negatives[:, 0]
+    return pad(plan.inputs, plan.targets, plan.negatives[:, 0], length, text)._replace(plan=plan)
+
+
+def pad(
+    packed: PackedSequences, targets: Tensor, negatives: Tensor, length: int, text: Tensor
+) -> Batch:
+    """A packed batch with its padded forms, and no plan."""
     users, offsets = packed.batch_size, packed.offsets.tolist()
     slots = torch.zeros(users, length + 1, dtype=torch.int64)
     other = torch.zeros_like(slots)
@@ -51,14 +74,20 @@ def make_batch(plan: BatchPlan, length: int, text: Tensor) -> Batch:
         slots[b, -count:] = targets[part]
         other[b, -count:] = negatives[part]
     features = text[torch.stack([slots, other], 2)]
-    return Batch(plan, packed, targets, negatives, slots, other, features)
+    return Batch(None, packed, targets, negatives, slots, other, features)
+
+
+def gradients(model: TripleExpert, loss: Tensor) -> dict[str, Tensor]:
+    """By parameter name."""
+    named = dict(model.named_parameters())
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
 def packed_eager(model: TripleExpert, batch: Batch) -> Tensor:
     """Packed tokens in eager torch: grid for the attention, every other step an operation."""
     tables = model.tables()
     states = [
-        _packed_encoder(expert.encoder, table.index_select(0, batch.packed.items), batch.packed)
+        packed_encoder(expert.encoder, table.index_select(0, batch.packed.items), batch.packed)
         for expert, table in zip(model.experts.values(), tables, strict=True)
     ]
     return model.loss_from(
@@ -66,7 +95,26 @@ def packed_eager(model: TripleExpert, batch: Batch) -> Tensor:
     )
 
 
-def _packed_encoder(net, x: Tensor, packed: PackedSequences) -> Tensor:
+def packed_unique(model: TripleExpert, batch: Batch) -> Tensor:
+    """The same from the vectors of the batch's different items alone, the loss in eager torch too:
+    what a careful author writes without a compiler."""
+    packed = batch.packed
+    ids = torch.cat([packed.items, batch.targets, batch.negatives])
+    unique, places = torch.unique(ids, return_inverse=True)
+    inputs, targets, negatives = places.chunk(3)
+    weights = model.gate.weights().index_select(0, model.item_bins.index_select(0, unique))
+    scores: list[Tensor | float] = [0.0, 0.0]
+    tables = model.tables(rows=unique)
+    for number, (expert, table) in enumerate(zip(model.experts.values(), tables, strict=True)):
+        state = packed_encoder(expert.encoder, table.index_select(0, inputs), packed)
+        gated = table * weights[:, number : number + 1]
+        for side, rows in enumerate((targets, negatives)):
+            scores[side] = scores[side] + (state * gated.index_select(0, rows)).sum(1)
+    return F.softplus(-scores[0]).mean() + F.softplus(scores[1]).mean()
+
+
+def packed_encoder(net, x: Tensor, packed: PackedSequences) -> Tensor:
+    """States of packed tokens in eager torch, from their item vectors."""
     p = net.dropout if net.training else 0.0
     x = F.dropout(net.edge_norm(x + net.position(packed.positions)), p, net.training)
     dim = x.shape[1]
@@ -87,7 +135,7 @@ def _packed_encoder(net, x: Tensor, packed: PackedSequences) -> Tensor:
 
 def padded_authors(model: TripleExpert, batch: Batch) -> Tensor:
     """The release's step: every slot through every tower, three encoders in turn, float64 gate."""
-    return _padded(model, batch, [_padded_encoder] * 3, torch.float64)
+    return _padded(model, batch, [padded_encoder] * 3, torch.float64)
 
 
 def padded_stacked(model: TripleExpert, batch: Batch) -> Tensor:
@@ -102,14 +150,13 @@ def _padded(model: TripleExpert, batch: Batch, encoders, gate_dtype: torch.dtype
     joined = torch.cat([aligned.tower.id[ids], aligned.tower.project(batch.features)], 3)
     items = [rec.tower.id[ids], aligned.tower.join(joined), language.tower.project(batch.features)]
     nets = [expert.encoder for expert in model.experts.values()]
-    mask = _mask(batch.slots[:, :-1])
+    mask = slot_mask(batch.slots[:, :-1])
     inputs = [x[:, :-1, 0] for x in items]
     if encoders is None:
         states = list(_stacked_encoder(nets, torch.stack(inputs), mask))
     else:
         states = [run(*given, mask) for run, *given in zip(encoders, nets, inputs, strict=True)]
-    weights = torch.sigmoid(model.gate.logit.to(gate_dtype))
-    weights = weights / weights.sum(1, keepdim=True)
+    weights = gate_weights(model, gate_dtype)
     bins = model.item_bins[ids[:, 1:]]  # [B, L, 2]
     score = 0.0
     for e in range(3):
@@ -120,14 +167,21 @@ def _padded(model: TripleExpert, batch: Batch, encoders, gate_dtype: torch.dtype
     return (losses * real).sum() / real.sum()
 
 
-def _mask(items: Tensor) -> Tensor:
+def gate_weights(model: TripleExpert, dtype: torch.dtype) -> Tensor:
+    """``[bins, 3]`` normalised sigmoids, computed in the given dtype."""
+    weights = torch.sigmoid(model.gate.logit.to(dtype))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def slot_mask(items: Tensor) -> Tensor:
     """``[B, 1, L, L]``: 0 where a key may be seen, else -1e9."""
     causal = torch.ones(items.shape[1], items.shape[1], dtype=torch.bool).tril()
     seen = (items != 0)[:, None, None] & causal
     return torch.where(seen, 0.0, -1e9)
 
 
-def _padded_encoder(net, x: Tensor, mask: Tensor) -> Tensor:
+def padded_encoder(net, x: Tensor, mask: Tensor) -> Tensor:
+    """States of all slots ``[B, L, d]``, one operation after the other, as released."""
     p, training = net.dropout, net.training
     x = F.dropout(net.edge_norm(x + net.position.weight), p, training)
     batch, length, dim = x.shape
@@ -181,10 +235,3 @@ def _stacked_encoder(nets, x: Tensor, mask: Tensor) -> Tensor:
         y = torch.baddbmm(down[0], h, down[1])
         x = norm(x + F.dropout(y, p, training), *block, "norm2")
     return x.view(experts, batch, length, dim)
-
-
-def lengths_like(histogram: list[int], users: int, seed: int) -> np.ndarray:
-    """Input lengths 1, 2, ... drawn with the frequencies of a histogram."""
-    share = np.asarray(histogram, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    return rng.choice(len(histogram), size=users, p=share / share.sum()) + 1

@@ -7,8 +7,7 @@ g_3 v_3]``: exact, and a single maximum-inner-product search at serving time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,7 +74,6 @@ class ExpertModel(nn.Module):
         self.experts = nn.ModuleDict(experts)
         self.backend = backend
         self.unseen_bin = unseen_bin
-        self._frozen: list[Tensor] | None = None
         bins = item_bins.to(torch.int64)
         num_bins = max(int(bins.max()), unseen_bin or 0)
         self.register_buffer("text", text.detach().to(torch.float32))
@@ -95,19 +93,6 @@ class ExpertModel(nn.Module):
     @property
     def max_len(self) -> int:
         return next(iter(self.experts.values())).encoder.max_len
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Inside, item vectors are computed once for all calls; nothing may train the model there.
-
-        For :meth:`user_states` and :meth:`item_matrix` of many requests in a row.
-        """
-        with torch.no_grad():
-            self._frozen = self.tables()
-        try:
-            yield
-        finally:
-            self._frozen = None
 
     def tables(self, hidden: Tensor | None = None, rows: Tensor | None = None) -> list[Tensor]:
         """Item vectors ``[N + 1, d_e]`` of every expert.
@@ -151,9 +136,9 @@ class ExpertModel(nn.Module):
             return tables[0]
         return gated_table(tables, self.gate.weights(), self.bins(hidden), backend=self.backend)
 
-    def item_matrix(self) -> Tensor:
-        """``[N + 1, sum d_e]`` folded item matrix, row 0 zero."""
-        matrix = self.fold(self._frozen or self.tables())
+    def item_matrix(self, tables: Sequence[Tensor] | None = None) -> Tensor:
+        """``[N + 1, sum d_e]`` folded item matrix, row 0 zero; from ``tables`` if given."""
+        matrix = self.fold(self.tables() if tables is None else tables)
         return torch.cat([torch.zeros_like(matrix[:1]), matrix[1:]])
 
     def forward(self, items: Tensor, offsets: Tensor | None = None, *, last: bool = True) -> Tensor:
@@ -278,10 +263,19 @@ class ExpertModel(nn.Module):
         """Sorted ids of items that may be candidates in training."""
         return torch.nonzero(self.id_scale).squeeze(1)
 
-    def user_states(self, history: Ragged) -> Tensor:
-        """``[n, sum d_e]`` states of histories, of each the last ``max_len`` items."""
+    def user_states(self, history: Ragged, tables: Sequence[Tensor] | None = None) -> Tensor:
+        """``[n, sum d_e]`` states of histories, of each the last ``max_len`` items.
+
+        Args:
+            history: item ids, oldest first.
+            tables: of :meth:`tables`, where the caller has them; else they are computed.
+        """
         packed = pack_ragged(history, self.max_len).to(self.text.device)
-        return self.encode(self._frozen or self.tables(), packed, last=True)
+        return self.encode(self.tables() if tables is None else tables, packed, last=True)
+
+    def frozen(self) -> FrozenExperts:
+        """A scorer for many calls: item vectors are computed once, as the weights are now."""
+        return FrozenExperts(self, self.tables())
 
     def _check_ids(self, ids: Tensor, name: str) -> None:
         if ids.numel() and (int(ids.min()) < 1 or int(ids.max()) > self.num_items):
@@ -289,6 +283,26 @@ class ExpertModel(nn.Module):
                 f"{name} must be item ids from 1 to {self.num_items}, "
                 f"got {int(ids.min())} to {int(ids.max())}"
             )
+
+
+class FrozenExperts:
+    """An :class:`ExpertModel` with its item vectors at hand.
+
+    Args:
+        model: its weights must not change meanwhile.
+        tables: ``[N + 1, d_e]`` per expert.
+    """
+
+    def __init__(self, model: ExpertModel, tables: Sequence[Tensor]) -> None:
+        self.model, self.tables = model, tables
+
+    def user_states(self, history: Ragged) -> Tensor:
+        """As :meth:`ExpertModel.user_states`."""
+        return self.model.user_states(history, self.tables)
+
+    def item_matrix(self) -> Tensor:
+        """As :meth:`ExpertModel.item_matrix`."""
+        return self.model.item_matrix(self.tables)
 
 
 class TripleExpert(ExpertModel):

@@ -8,7 +8,6 @@ frequencies only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,8 +48,7 @@ _COVERAGE_K = 10
 class Scorer(Protocol):
     """What `evaluate` ranks with.
 
-    A scorer may have a method ``frozen()``, a context manager in which its item vectors do not
-    change: `evaluate` asks inside it.
+    It may have a method ``frozen()`` that gives a scorer for many calls: `evaluate` asks that one.
     """
 
     def user_states(self, history: Ragged) -> Tensor:
@@ -161,7 +159,8 @@ def evaluate(
 
     Args:
         scorer: see `Scorer`; it is asked for chunks of exactly ``chunk`` histories, the last one
-            filled up by repeating its last row.
+            filled up by repeating its last row. One with a method ``frozen()`` is replaced by what
+            that returns, a scorer that need not compute item vectors again for every chunk.
         split: histories (all of a history is masked), targets and user rows.
         train_frequency: int64 ``[N + 1]`` training counts, index 0 is padding.
         item_bins: int64 ``[N + 1]`` frequency bin of every item, 0 for padding.
@@ -185,26 +184,8 @@ def evaluate(
         raise ValueError(f"ks must be positive integers, got {ks}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    frozen = getattr(scorer, "frozen", nullcontext)
-    with frozen():
-        return _evaluate(
-            scorer, split, train_frequency, item_bins, ks, chunk, mask_repeats, with_top, states,
-            backend,
-        )  # fmt: skip
-
-
-def _evaluate(
-    scorer: Scorer,
-    split: EvalSplit,
-    train_frequency: np.ndarray,
-    item_bins: np.ndarray,
-    ks: tuple[int, ...],
-    chunk: int,
-    mask_repeats: bool,
-    with_top: bool,
-    states: Tensor | None,
-    backend: str,
-) -> Evaluation:
+    if hasattr(scorer, "frozen"):
+        scorer = scorer.frozen()
     matrix = scorer.item_matrix()
     items = ItemTiles.build(matrix)
     rows = items.num_items + 1

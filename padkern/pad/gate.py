@@ -53,13 +53,13 @@ class HeldOut:
 def held_out(model: ExpertModel, split: EvalSplit) -> HeldOut:
     """Encodes the histories of ``split`` once."""
     model.eval()
+    scorer = model.frozen()
     parts = []
-    with model.frozen():
-        for low in range(0, len(split), CHUNK):
-            rows = np.minimum(np.arange(low, low + CHUNK), len(split) - 1)
-            states = model.user_states(split.history.take(rows))
-            parts.append(states[: len(split) - low])
-    return HeldOut(split, torch.cat(parts), model.tables())
+    for low in range(0, len(split), CHUNK):
+        rows = np.minimum(np.arange(low, low + CHUNK), len(split) - 1)
+        states = scorer.user_states(split.history.take(rows))
+        parts.append(states[: len(split) - low])
+    return HeldOut(split, torch.cat(parts), list(scorer.tables))
 
 
 def fit_gate(
