@@ -1,7 +1,8 @@
 """Sums of per-item numbers over the items of a bin, in a fixed order, without atomics.
 
 A program takes a block of items and a tile of bins and adds what falls into each of them; blocks
-are then added in their order. Work is items x bins comparisons: meant for tens to thousands of bins.
+are then added in their order. Work is items x bins comparisons: meant for bins by frequency, of
+which there are tens, at most thousands.
 """
 
 from __future__ import annotations

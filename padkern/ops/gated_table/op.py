@@ -126,8 +126,8 @@ def gated_table(
     """Folded item matrix ``W[i] = [gate[bin(i), e] tables[e][i]]_e`` of several experts.
 
     The inner product of a row with the experts' states side by side is the gated score. The native
-    and Triton backends read each table once and write the matrix once; their backward likewise, with
-    the gate's gradient summed on the way, in a fixed order.
+    and Triton backends read each table once and write the matrix once; their backward likewise,
+    with the gate's gradient summed on the way, in a fixed order.
 
     Args:
         tables: E tables ``[N, d_e]`` of any widths, E <= 16, or one tensor ``[E, N, d]``; float64,

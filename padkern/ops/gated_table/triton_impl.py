@@ -16,7 +16,7 @@ from torch import Tensor
 from padkern.ops.triton_bins import bin_sums
 from padkern.ops.triton_interpreter import guard
 
-ELEMENTS = 2048  # of a tile
+ELEMENTS = 1024  # of a tile
 WIDEST = 512  # columns of a tile
 
 
