@@ -13,7 +13,7 @@ from padkern.testing.records.catalogue_loss import CATALOGUE_LOSS
 pytestmark = marks
 
 # Several tiles of tokens and items, and several parts; what else is slow to interpret is left out.
-SLOW = {"wide", "pad_training", "chunk_and_one", "blocks", "blocks_less_one"}
+SLOW = {"wide", "pad_training", "chunk_and_one", "blocks", "blocks_less_one", "segments"}
 SHAPES = {name: shape for name, shape in CATALOGUE_LOSS.shapes.items() if name not in SLOW}
 LARGE = {
     "large": (3098, 8347, 192),
@@ -40,7 +40,21 @@ def test_large_shapes(shape, options, dtype):
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", CATALOGUE_LOSS.dtypes, ids=str)
 def test_dtypes_and_options(dtype, options):
-    assert_case(CATALOGUE_LOSS, (67, 133, 19), dtype, options=OPTIONS[options])
+    assert_case(CATALOGUE_LOSS, (67, 70, 19), dtype, options=OPTIONS[options])
+
+
+@pytest.mark.parametrize("options", ["plain", "everything"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_tiles_of_a_part(dtype, options, monkeypatch):
+    """Few processors make few parts, whose running maxima and cursors go on from tile to tile."""
+    from padkern.ops.catalogue_loss import triton_impl
+
+    monkeypatch.setattr(triton_impl, "PROCESSORS", 1)
+    case = on_device(CATALOGUE_LOSS, (70, 389, 5), dtype, options=OPTIONS[options])
+    # Later items have larger logits.
+    case.arguments["items"].mul_(torch.linspace(0.1, 4, 389, device=DEVICE)[:, None])
+    got, want = run(CATALOGUE_LOSS, case, "triton"), exact(CATALOGUE_LOSS, case)
+    assert_matches(CATALOGUE_LOSS, case, got, want)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -14,24 +14,25 @@ from padkern.ops.catalogue_loss.triton_tile import (
     dot,
     exclusions,
     first_key,
-    item_bias,
-    item_ids,
+    item_columns,
     logits,
 )
 
 
 @triton.jit
-def _token_rows(targets_ptr, largest_ptr, inverse_ptr, first, tokens, BLOCK: tl.constexpr):
-    """Of BLOCK tokens: index, target, largest logit, 1 / mass, and whether they exist."""
-    row = tl.cast(first, tl.int64) + tl.arange(0, BLOCK)
-    token = tl.minimum(row, tokens - 1)
-    target = tl.load(targets_ptr + token)
+def _token_rows(
+    stride_user, targets_ptr, largest_ptr, inverse_ptr, first, tokens, BLOCK: tl.constexpr
+):
+    """Of BLOCK tokens: index, offset of their states, column of the target, largest logit,
+    1 / mass."""
+    row = first + tl.arange(0, BLOCK)
+    token = tl.minimum(row, tokens - 1).to(tl.int64)
     return (
-        token,
-        target,
+        row,
+        token * stride_user,
+        tl.load(targets_ptr + token),
         tl.load(largest_ptr + token),
         tl.load(inverse_ptr + token),
-        row < tokens,
     )
 
 
@@ -86,7 +87,7 @@ def gradient_kernel(
 ):
     """out[part, own row] = 1/T sum over the walked rows of a part; ITEMS: items are owned."""
     dtype: tl.constexpr = tl.float64 if CLASS == "float64" else tl.float32
-    own_first = tl.program_id(0).to(tl.int64) * BLOCK_M
+    own_first = tl.program_id(0) * BLOCK_M
     feature = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     first_tile = tl.program_id(2) * tiles
     total = tl.zeros([BLOCK_M, BLOCK_D], dtype)
@@ -94,50 +95,62 @@ def gradient_kernel(
     if ITEMS:
         own_rows = columns
         walk_rows = tokens
-        own, good, _ = item_ids(candidates_ptr, own_first, columns, rows, CANDIDATES, BLOCK_M)
-        bias = item_bias(bias_ptr, own, good, BIAS, CLASS)[:, None]
-        base = own * tokens
+        row, own_offset, bias_ = item_columns(
+            stride_own,
+            bias_ptr,
+            candidates_ptr,
+            own_first,
+            columns,
+            rows,
+            BIAS,
+            CANDIDATES,
+            CLASS,
+            BLOCK_M,
+        )
+        bias = bias_[:, None]
     else:
         own_rows = tokens
         walk_rows = columns
-        own, target_, largest_, inverse_, _ = _token_rows(
-            targets_ptr, largest_ptr, inverse_ptr, own_first, tokens, BLOCK_M
+        row, own_offset, target_, largest_, inverse_ = _token_rows(
+            stride_own, targets_ptr, largest_ptr, inverse_ptr, own_first, tokens, BLOCK_M
         )
         target = target_[:, None]
         largest = largest_[:, None]
         inverse = inverse_[:, None]
-        base = own * rows
     last_tile = tl.minimum(first_tile + tiles, tl.cdiv(walk_rows, BLOCK_N))
+    base = tl.minimum(row, own_rows - 1).to(tl.int64) * walk_rows
     cursor = base
     if EXCLUDED:
-        if ITEMS:
-            lowest = tl.cast(first_tile, tl.int64) * BLOCK_N
-        else:
-            walked, _, _ = item_ids(
-                candidates_ptr, first_tile * BLOCK_N, columns, rows, CANDIDATES, BLOCK_N
-            )
-            lowest = tl.min(walked, 0)
-        cursor = first_key(keys_ptr, entries, steps, base + lowest)
+        cursor = first_key(keys_ptr, entries, steps, base + first_tile * BLOCK_N)
     for tile in range(first_tile, last_tile):
         if ITEMS:
-            walked, target_, largest_, inverse_, exists = _token_rows(
-                targets_ptr, largest_ptr, inverse_ptr, tile * BLOCK_N, tokens, BLOCK_N
+            walked, walk_offset, target_, largest_, inverse_ = _token_rows(
+                stride_walk, targets_ptr, largest_ptr, inverse_ptr, tile * BLOCK_N, tokens, BLOCK_N
             )
             target = target_[None, :]
             largest = largest_[None, :]
             inverse = inverse_[None, :]
-            hit = own[:, None] == target
+            hit = row[:, None] == target
         else:
-            walked, good, exists = item_ids(
-                candidates_ptr, tile * BLOCK_N, columns, rows, CANDIDATES, BLOCK_N
+            walked, walk_offset, bias_ = item_columns(
+                stride_walk,
+                bias_ptr,
+                candidates_ptr,
+                tile * BLOCK_N,
+                columns,
+                rows,
+                BIAS,
+                CANDIDATES,
+                CLASS,
+                BLOCK_N,
             )
-            bias = item_bias(bias_ptr, walked, good, BIAS, CLASS)[None, :]
+            bias = bias_[None, :]
             hit = walked[None, :] == target
         z = logits(
             own_ptr,
-            own * stride_own,
+            own_offset,
             walk_ptr,
-            walked * stride_walk,
+            walk_offset,
             dim,
             CLASS,
             EVEN,
@@ -149,21 +162,19 @@ def gradient_kernel(
         if BIAS or CANDIDATES:
             z += bias
         if EXCLUDED:
-            excluded = tl.zeros([BLOCK_M, BLOCK_N], tl.int1)
-            cursor, excluded = exclusions(keys_ptr, entries, base, cursor, walked, excluded)
+            cursor, excluded = exclusions(keys_ptr, entries, base, cursor, walked, BLOCK_M)
             z = tl.where(excluded & ~hit, float("-inf"), z)
         residual = tl.exp(z - largest) * inverse - tl.where(hit, 1.0, 0.0)
-        residual = tl.where(exists[None, :], residual, 0.0)
+        residual = tl.where((walked < walk_rows)[None, :], residual, 0.0)
         if ITEMS and BIAS:
             bias_total += tl.sum(residual, 1).to(tl.float64)
-        pointers = walk_ptr + (walked * stride_walk)[:, None] + feature[None, :]
+        pointers = walk_ptr + walk_offset[:, None] + feature[None, :]
         values = tl.load(pointers, mask=(feature < dim)[None, :], other=0)
         total = dot(_rounded(residual, values, CLASS, INTERPRET), values, total, CLASS, INTERPRET)
     one = 1.0 / tl.cast(tokens, tl.float64)
     scale = one.to(dtype)
     if CLASS == "half" and own_ptr.dtype.element_ty == tl.float16:
         scale = scale / HALF_SCALE
-    row = own_first + tl.arange(0, BLOCK_M)
     place = tl.program_id(2).to(tl.int64) * own_rows + row
     out = out_ptr + place[:, None] * dim + feature[None, :]
     tl.store(out, total * scale, mask=(row < own_rows)[:, None] & (feature < dim)[None, :])

@@ -19,6 +19,8 @@ from padkern.ops.triton_interpreter import INTERPRET, guard
 # Counted on whatever the device, so that a result does not depend on it.
 PROCESSORS = 132
 MOST_PARTS = 64
+# Rows are counted in 32 bits.
+MAX_ROWS = 2**30
 MOST_GRADIENT_PARTS = 16
 
 
@@ -33,16 +35,20 @@ class Tiles(NamedTuple):
     stages: int
 
 
-MASS = {
+# Chosen so that nothing is spilled on sm_80 and sm_90. EASY: vectors of features are aligned and no
+# token leaves anything out.
+EASY_MASS = {
     "half": Tiles(128, 128, 64, 0, 8, 3),
     "float32": Tiles(64, 64, 32, 0, 4, 3),
     "float64": Tiles(32, 32, 16, 0, 4, 2),
 }
-GRADIENT = {
+MASS = EASY_MASS | {"half": Tiles(64, 64, 64, 0, 8, 3), "float32": Tiles(64, 32, 32, 0, 4, 3)}
+EASY_GRADIENT = {
     "half": Tiles(64, 64, 64, 256, 8, 2),
-    "float32": Tiles(64, 64, 32, 128, 8, 2),
+    "float32": Tiles(64, 32, 32, 128, 8, 2),
     "float64": Tiles(32, 32, 16, 32, 4, 2),
 }
+GRADIENT = EASY_GRADIENT | {"half": Tiles(64, 32, 64, 256, 8, 2)}
 
 
 def _dense_rows(x: Tensor) -> Tensor:
@@ -73,14 +79,20 @@ class _Call:
             users, items = users.to(self.dtype), items.to(self.dtype)
         self.product = "half" if half else str(self.dtype).removeprefix("torch.")
         self.users, self.items = _dense_rows(users), _dense_rows(items)
-        self.targets, self.bias = targets.contiguous(), _contiguous(bias)
-        self.candidates = _contiguous(candidates)
+        self.bias, self.candidates = _contiguous(bias), _contiguous(candidates)
         self.tokens, self.dim = users.shape
         self.rows = items.shape[0]
         self.columns = self.rows if candidates is None else candidates.shape[0]
+        self.easy = self.dim % 16 == 0 and excluded_values is None
+        if max(self.tokens, self.rows) > MAX_ROWS:
+            raise ValueError(
+                f"the triton backend takes up to {MAX_ROWS} tokens and items, got {self.tokens} "
+                f"and {self.rows}"
+            )
+        self.targets = self.columns_of(targets).to(torch.int32)
         self.values, self.owner = None, None
         if excluded_values is not None and excluded_offsets is not None:
-            self.values = excluded_values
+            self.values = self.columns_of(excluded_values)
             # Found by search, so offsets that do not fit reach no foreign memory.
             places = torch.arange(len(excluded_values), device=users.device)
             ends = excluded_offsets[1:].contiguous()
@@ -89,13 +101,24 @@ class _Call:
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.users.device)
 
+    def columns_of(self, ids: Tensor) -> Tensor:
+        """Places of items among the columns; -1 where they have none."""
+        if self.candidates is None:
+            return torch.where((ids >= 0) & (ids < self.rows), ids, -1)
+        places = torch.searchsorted(self.candidates, ids.contiguous())
+        found = self.candidates[places.clamp(max=self.columns - 1)] == ids
+        return torch.where(found, places, -1)
+
     def keys(self, by_item: bool) -> Tensor | None:
         """Excluded pairs as ascending numbers: own index times walked rows plus walked index."""
         if self.values is None or self.owner is None:
             return None
         if by_item:
-            return torch.sort(self.values * self.tokens + self.owner)[0]
-        return torch.sort(self.owner * self.rows + self.values)[0]
+            keys = self.values * self.tokens + self.owner
+        else:
+            keys = self.owner * self.columns + self.values
+        # What is no column comes last and is met by nobody.
+        return torch.sort(keys.masked_fill(self.values < 0, torch.iinfo(torch.int64).max))[0]
 
     def sizes(self, keys: Tensor | None, tiles: int) -> tuple[int, ...]:
         entries = 0 if keys is None else keys.shape[0]
@@ -109,13 +132,21 @@ class _Call:
             tiles,
         )
 
+    def tiles(self, easy: dict[str, Tiles], table: dict[str, Tiles]) -> Tiles:
+        tile = (easy if self.easy else table)[self.product]
+        # The largest step that leaves no rest, if there is one.
+        steps = [k for k in (64, 32, 16) if k <= tile.k and self.dim % k == 0]
+        if not steps and self.product == "float32":
+            steps = [16]
+        return tile._replace(k=steps[0]) if steps else tile
+
     def flags(self, tile: Tiles) -> tuple[Any, ...]:
         given = tuple(x is not None for x in (self.bias, self.candidates, self.values))
         return (*given, self.product, self.dim % tile.k == 0, tile.m, tile.n, tile.k)
 
     def value(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The loss; largest logit and 1 / mass of every token; the keys by token."""
-        tile = MASS[self.product]
+        tile = self.tiles(EASY_MASS, MASS)
         across = triton.cdiv(self.columns, tile.n)
         down = triton.cdiv(self.tokens, tile.m)
         parts = max(1, min(across, MOST_PARTS, triton.cdiv(2 * PROCESSORS, down)))
@@ -154,7 +185,7 @@ class _Call:
         self, largest: Tensor, inverse: Tensor, keys: Tensor | None, *, items: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The gradient by the items (rows of the columns) and the bias, or by the states."""
-        tile = GRADIENT[self.product]
+        tile = self.tiles(EASY_GRADIENT, GRADIENT)
         own, walk = (self.items, self.users) if items else (self.users, self.items)
         own_rows, walk_rows = self.tokens, self.columns
         if items:

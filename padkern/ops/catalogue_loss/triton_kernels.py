@@ -11,8 +11,7 @@ import triton.language as tl
 from padkern.ops.catalogue_loss.triton_tile import (
     exclusions,
     first_key,
-    item_bias,
-    item_ids,
+    item_columns,
     logits,
 )
 
@@ -52,31 +51,36 @@ def mass_kernel(
     The program that meets a token's target stores its logit.
     """
     dtype: tl.constexpr = tl.float64 if CLASS == "float64" else tl.float32
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    token = tl.minimum(row, tokens - 1)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    token = tl.minimum(row, tokens - 1).to(tl.int64)
     target = tl.load(targets_ptr + token)
     top = tl.full([BLOCK_M], float("-inf"), dtype)
     mass = tl.zeros([BLOCK_M], tl.float64)
     positive = tl.zeros([BLOCK_M], dtype)
-    found = tl.zeros([BLOCK_M], tl.int32)
     first_tile = tl.program_id(1) * tiles
     last_tile = tl.minimum(first_tile + tiles, tl.cdiv(columns, BLOCK_N))
-    base = token * rows
+    base = token * columns
     cursor = base
     if EXCLUDED:
-        item, _, _ = item_ids(
-            candidates_ptr, first_tile * BLOCK_N, columns, rows, CANDIDATES, BLOCK_N
-        )
-        cursor = first_key(keys_ptr, entries, steps, base + tl.min(item, 0))
+        cursor = first_key(keys_ptr, entries, steps, base + first_tile * BLOCK_N)
     for tile in range(first_tile, last_tile):
-        item, good, exists = item_ids(
-            candidates_ptr, tile * BLOCK_N, columns, rows, CANDIDATES, BLOCK_N
+        column, offset, bias = item_columns(
+            stride_item,
+            bias_ptr,
+            candidates_ptr,
+            tile * BLOCK_N,
+            columns,
+            rows,
+            BIAS,
+            CANDIDATES,
+            CLASS,
+            BLOCK_N,
         )
         z = logits(
             users_ptr,
             token * stride_user,
             items_ptr,
-            item * stride_item,
+            offset,
             dim,
             CLASS,
             EVEN,
@@ -86,15 +90,14 @@ def mass_kernel(
             INTERPRET,
         )
         if BIAS or CANDIDATES:
-            z += item_bias(bias_ptr, item, good, BIAS, CLASS)[None, :]
-        hit = (item[None, :] == target[:, None]) & exists[None, :]
+            z += bias[None, :]
+        hit = column[None, :] == target[:, None]
         positive += tl.sum(tl.where(hit, z, 0.0), 1)
-        found += tl.sum(hit.to(tl.int32), 1)
+        left_out = (column >= columns)[None, :]
         if EXCLUDED:
-            excluded = tl.zeros([BLOCK_M, BLOCK_N], tl.int1)
-            cursor, excluded = exclusions(keys_ptr, entries, base, cursor, item, excluded)
-            z = tl.where(excluded & ~hit, float("-inf"), z)
-        z = tl.where(exists[None, :], z, float("-inf"))
+            cursor, excluded = exclusions(keys_ptr, entries, base, cursor, column, BLOCK_M)
+            left_out = left_out | (excluded & ~hit)
+        z = tl.where(left_out, float("-inf"), z)
         new = tl.maximum(top, tl.max(z, 1))
         # Of logits that are all -Inf so far the sum is 0, not NaN.
         safe = tl.where(new == float("-inf"), 0.0, new)
@@ -104,7 +107,8 @@ def mass_kernel(
     place = tl.program_id(1).to(tl.int64) * tokens + row
     tl.store(top_ptr + place, top, mask=row < tokens)
     tl.store(mass_ptr + place, mass, mask=row < tokens)
-    tl.store(positive_ptr + row, positive, mask=(row < tokens) & (found > 0))
+    met = (target >= first_tile * BLOCK_N) & (target < last_tile * BLOCK_N)
+    tl.store(positive_ptr + row, positive, mask=(row < tokens) & met)
 
 
 @triton.jit

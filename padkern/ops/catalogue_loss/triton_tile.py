@@ -2,7 +2,8 @@
 
 CLASS is "float64", "float32" (three TF32 products for one) or "half" (both operands of one half
 dtype, products exact, sums in float32). One side of a tile, tokens or items, belongs to the program
-("own"), the other is walked in ascending order. Rows past the end repeat the last one.
+("own"), the other is walked in ascending order. Items are known by their column: their place among
+the candidates. Rows past the end repeat the last one.
 """
 
 from __future__ import annotations
@@ -29,27 +30,36 @@ def dot(a, b, acc, CLASS: tl.constexpr, INTERPRET: tl.constexpr):
 
 
 @triton.jit
-def item_ids(candidates_ptr, first, columns, rows, CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
-    """Of BLOCK columns: the row of ``items``, whether it exists, whether the column does.
+def item_columns(
+    items_stride,
+    bias_ptr,
+    candidates_ptr,
+    first,
+    columns,
+    rows,
+    BIAS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    CLASS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Of BLOCK columns: their index, the offset of their row of ``items``, and their bias.
 
-    Nobody has read the candidates: bad ones must not reach foreign memory.
+    Nobody has read the candidates: bad ones must not reach foreign memory; their bias is NaN.
     """
-    column = tl.cast(first, tl.int64) + tl.arange(0, BLOCK)
-    item = tl.minimum(column, columns - 1)
+    dtype: tl.constexpr = tl.float64 if CLASS == "float64" else tl.float32
+    column = first + tl.arange(0, BLOCK)
+    item = tl.minimum(column, columns - 1).to(tl.int64)
+    bias = tl.zeros([BLOCK], dtype)
+    good = column == column
     if CANDIDATES:
         item = tl.load(candidates_ptr + item)
-    good = (item >= 0) & (item < rows)
-    return tl.where(good, item, 0), good, column < columns
-
-
-@triton.jit
-def item_bias(bias_ptr, item, good, BIAS: tl.constexpr, CLASS: tl.constexpr):
-    """Bias of each item; NaN where there is no such item."""
-    dtype: tl.constexpr = tl.float64 if CLASS == "float64" else tl.float32
-    bias = tl.zeros(item.shape, dtype)
+        good = (item >= 0) & (item < rows)
+        item = tl.where(good, item, 0)
     if BIAS:
         bias = tl.load(bias_ptr + item).to(dtype)
-    return tl.where(good, bias, float("nan"))
+    if CANDIDATES:
+        bias = tl.where(good, bias, float("nan"))
+    return column, item * items_stride, bias
 
 
 @triton.jit
@@ -99,16 +109,20 @@ def first_key(keys_ptr, entries, steps, wanted):
 
 
 @triton.jit
-def exclusions(keys_ptr, entries, base, cursor, walked, excluded):
-    """Marks the pairs of a tile that are among the keys, and where each own row's next key is.
+def exclusions(keys_ptr, entries, base, cursor, walked, BLOCK_M: tl.constexpr):
+    """Which pairs of a tile are among the keys, and where each own row's next key is.
 
     A key is ``base`` (the own row's index times the number of walked rows there are) plus the
     index of a walked row; ``walked`` holds those of the tile.
     """
-    limit = base + tl.max(walked, 0) + 1
-    key = tl.load(keys_ptr + cursor, mask=cursor < entries, other=0x7FFFFFFFFFFFFFFF)
+    far: tl.constexpr = 0x7FFFFFFFFFFFFFFF
+    limit = base + walked.shape[0] + tl.min(walked, 0)
+    excluded = tl.zeros([BLOCK_M, walked.shape[0]], tl.int1)
+    key = tl.load(keys_ptr + cursor, mask=cursor < entries, other=far)
     while tl.max((key < limit).to(tl.int32), 0) > 0:
-        excluded = excluded | ((key - base)[:, None] == walked[None, :])
-        cursor += (key < limit).to(tl.int64)
-        key = tl.load(keys_ptr + cursor, mask=cursor < entries, other=0x7FFFFFFFFFFFFFFF)
+        inside = key < limit
+        index = tl.where(inside, key - base, -1).to(tl.int32)
+        excluded = excluded | (index[:, None] == walked[None, :])
+        cursor += inside.to(tl.int64)
+        key = tl.load(keys_ptr + cursor, mask=cursor < entries, other=far)
     return cursor, excluded
