@@ -6,8 +6,8 @@ backward; times are medians between CUDA events, and of replays of a CUDA graph 
 captured.
 
 Every implementation is compared with float64 first: float32 within 1e-5, half types within 8e-3 for
-the value (they may return it rounded) and 2e-2 for each gradient. TF32 stays off. A peer that runs out of memory, misses the
-check or lacks a package is recorded with the reason.
+the value (peers return it rounded) and 2e-2 for each gradient. TF32 stays off. A peer that runs out
+of memory, misses the check or lacks a package is recorded with the reason.
 """
 
 from __future__ import annotations
