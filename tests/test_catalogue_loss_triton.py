@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_cases import DEVICE, assert_case, assert_same_bits, marks, on_device
+from triton_cases import DEVICE, assert_case, assert_refuses, assert_same_bits, marks, on_device
 
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
 from padkern.testing import LAYOUTS, Case, assert_matches, exact, run
@@ -145,6 +145,11 @@ def test_a_missing_target_gives_nan_on_a_device():
     some = torch.tensor([0], device=DEVICE)
     rest = (None, some, None, None)
     assert catalogue_loss_value_grad_triton(users, items, targets * 0 + 3, *rest)[0].isnan()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the record's bad calls are on the CPU")
+def test_bad_input_is_refused():
+    assert_refuses(CATALOGUE_LOSS)
 
 
 def test_same_inputs_same_bits(poisoned_empty):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_cases import DEVICE, assert_case, assert_same_bits, marks, on_device
+from triton_cases import DEVICE, assert_case, assert_refuses, assert_same_bits, marks, on_device
 
 from padkern.ops.gated_table import gated_table
 from padkern.testing import LAYOUTS, run
@@ -64,6 +64,11 @@ def test_a_nan_stays_in_its_bin():
     gradient = run(GATED_TABLE, case, "triton").gradients["gate"]
     assert gradient[own, 1].isnan()
     assert gradient.isnan().sum() == 1
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the record's bad calls are on the CPU")
+def test_bad_input_is_refused():
+    assert_refuses(GATED_TABLE)
 
 
 def test_same_inputs_same_bits(poisoned_empty):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from triton_cases import DEVICE, assert_case, assert_same_bits, marks, on_device
+from triton_cases import DEVICE, assert_case, assert_refuses, assert_same_bits, marks, on_device
 
 from padkern.ops.triple_expert import gated_bce_loss
 from padkern.testing import LAYOUTS, Case, exact, run
@@ -138,6 +138,11 @@ def test_ids_out_of_range_give_nan_on_a_device():
         results = gated_bce_value_grad_triton(*arguments.values(), None)
         assert results[0].isnan(), name
         assert results[1].isnan().any(), name
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the record's bad calls are on the CPU")
+def test_bad_input_is_refused():
+    assert_refuses(GATED_BCE)
 
 
 def test_same_inputs_same_bits(poisoned_empty):

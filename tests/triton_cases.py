@@ -53,6 +53,15 @@ def assert_case(
     assert_matches(spec, case, got._replace(value=alone), want)
 
 
+def assert_refuses(spec: OpSpec) -> None:
+    """What the record says must be refused is, ids included: in the interpreter, whose tensors are
+    on the CPU."""
+    for error in spec.errors:
+        arguments = spec.case(spec.error_shape).arguments | {"backend": "triton"}
+        with pytest.raises(error.error, match=error.match):
+            spec.public(**(arguments | dict(error.change)))
+
+
 def assert_same_bits(spec: OpSpec, shape: tuple[int, ...], options: Options | None = None) -> None:
     """Two calls on the same inputs give the same bits, and finite ones."""
     case = on_device(spec, shape, options=options)

@@ -65,7 +65,7 @@ class _Call:
         """The loss; fills the derivatives by the scores and, where one tile holds it, the user
         gradient."""
         programs = triton.cdiv(self.tokens, self.block_t)
-        losses = self.new(programs, 2, dtype=torch.float64)
+        losses = self.new(programs, dtype=torch.float64)
         token_kernel[(programs,)](
             self.users,
             self.users.stride(0),

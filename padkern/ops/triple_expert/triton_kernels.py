@@ -122,7 +122,7 @@ def token_kernel(
     """Scores, loss sums and, with GRADIENT, the derivative by every score.
 
     WHOLE: F fits one tile, and the user gradient is formed while the rows are in registers.
-    losses[program]: sum over the positives and over the negatives, already divided.
+    losses[program]: its tokens' part of the loss.
     """
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -136,8 +136,7 @@ def token_kernel(
     one = 1.0 / count.to(tl.float64)
     of_negatives = one / k
     width = experts * dim
-    positive = tl.zeros([BLOCK_T], tl.float64)
-    negative = tl.zeros([BLOCK_T], tl.float64)
+    total = tl.zeros([BLOCK_T], tl.float64)
     d_user = tl.zeros([BLOCK_T, BLOCK_F], dtype)
     if WHOLE:
         expert, exists, offset = _columns(0, width, dim, stride_table, BLOCK_F)
@@ -198,16 +197,13 @@ def token_kernel(
         sign = tl.where(slot == 0, -1.0, 1.0).to(dtype)
         loss, slope = _softplus(sign * score)
         weight = tl.where(slot == 0, one, of_negatives)
-        loss = tl.where(used, loss.to(tl.float64) * weight, 0.0)
-        positive += tl.where(slot == 0, loss, 0.0)
-        negative += tl.where(slot == 0, 0.0, loss)
+        total += tl.where(used, loss.to(tl.float64) * weight, 0.0)
         if GRADIENT:
             delta = tl.where(used, sign * weight.to(dtype) * slope, 0.0).to(dtype)
             tl.store(delta_ptr + token * (k + 1) + slot, delta, mask=inside)
             if WHOLE:
                 d_user += delta[:, None] * row
-    tl.store(losses_ptr + tl.program_id(0).to(tl.int64) * 2, tl.sum(positive, 0))
-    tl.store(losses_ptr + tl.program_id(0).to(tl.int64) * 2 + 1, tl.sum(negative, 0))
+    tl.store(losses_ptr + tl.program_id(0), tl.sum(total, 0))
     if GRADIENT and WHOLE:
         f = tl.arange(0, BLOCK_F)
         out = d_users_ptr + token[:, None] * width + f[None, :]
