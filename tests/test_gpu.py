@@ -1,14 +1,18 @@
-"""What runs on a GPU in this version: plain torch, which must agree with itself on the CPU."""
+"""What runs on a GPU in this version: plain torch, which must agree with itself on the CPU, and of
+the Triton backends what only a GPU can show (their results: ``test_*_triton.py``)."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from padkern import mkmmd_loss
+from padkern import _backends, mkmmd_loss
 from padkern.models.triple_expert import TripleExpert
 from padkern.ops.ranking import count_ranks
-from padkern.testing import make_mkmmd_inputs, relative_error
+from padkern.testing import make_mkmmd_inputs, relative_error, run
+from padkern.testing.records.catalogue_loss import CATALOGUE_LOSS
+from padkern.testing.records.gated_bce import GATED_BCE
+from padkern.testing.records.gated_table import GATED_TABLE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,3 +78,113 @@ def test_a_triple_expert_learns_on_the_gpu():
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+needs_triton = pytest.mark.skipif(
+    bool(_backends.triton_reason()), reason=_backends.triton_reason() or "triton is usable"
+)
+# Records and a shape of several blocks in every direction.
+HEAD = {
+    "gated_bce": (GATED_BCE, (900, 3, 128, 700, 3, 12)),
+    "gated_table": (GATED_TABLE, (3, 3000, 128, 12)),
+    "catalogue_loss": (CATALOGUE_LOSS, (900, 2000, 96)),
+}
+
+
+def _raw_calls(name, device="cuda", **seed):
+    """The op's value and gradients as one function of no arguments, without autograd."""
+    spec, shape = HEAD[name]
+    case = spec.case(shape, options=spec.options[-1], device=device, **seed)
+    arguments = case.arguments
+    if name == "gated_table":
+        tables = list(arguments["tables"].unbind(0))
+        rest = (arguments["gate"], arguments["item_bins"])
+        forward, backward = torch.ops.padkern.gated_table, torch.ops.padkern.gated_table_grad
+
+        def both():
+            out = forward(tables, *rest)
+            return out, *backward(out, tables, *rest)
+
+        return both, (*tables, rest[0])
+    operands = spec.raw_ops[1].arguments(case, "triton")
+    return lambda: spec.raw_ops[1].op(*operands), operands[:2]
+
+
+@needs_triton
+@pytest.mark.parametrize("name", HEAD)
+def test_triton_is_taken_by_name_alone(name):
+    spec, shape = HEAD[name]
+    case = spec.case(shape, device="cuda")
+    chosen, plain = run(spec, case, "auto"), run(spec, case, "reference")
+    assert torch.equal(chosen.value, plain.value)
+    with pytest.raises(RuntimeError, match="backend='native' cannot be used"):
+        spec.call(case, "native")
+
+
+@needs_triton
+@pytest.mark.parametrize("name", HEAD)
+def test_triton_replays_from_a_cuda_graph(name):
+    both, inputs = _raw_calls(name)
+    both()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both()
+    for factor in (0.5, 3.0):
+        for tensor in inputs:
+            tensor.mul_(factor)
+        graph.replay()
+        torch.cuda.synchronize()
+        for got, want in zip(captured, both(), strict=True):
+            assert torch.equal(got, want)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", HEAD)
+def test_triton_never_waits_for_the_device(name):
+    both, _ = _raw_calls(name)
+    both()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        both()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _far(x):
+    """The same values with their last rows more than 2^31 elements behind the first."""
+    rows = x.shape[-2]
+    stride = (2**31 // (rows - 1) // 128 + 1) * 128  # as divisible as that of the dense rows
+    memory = torch.empty(rows * stride, dtype=x.dtype, device=x.device)
+    strides = (x.shape[-1], stride, 1)[3 - x.dim() :]
+    return memory.as_strided(x.shape, strides).copy_(x)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("gated_bce", "item_tables"), ("gated_table", "tables"), ("catalogue_loss", "items")],
+)
+def test_triton_reads_rows_beyond_32_bits(name, argument):
+    if torch.cuda.mem_get_info()[0] < 8 * 2**30:
+        pytest.skip("needs 8 GiB of free device memory")
+    spec, shape = HEAD[name]
+    case = spec.case(shape, torch.bfloat16, device="cuda")
+    want = run(spec, case, "triton")
+    far = {**case.arguments, argument: _far(case.arguments[argument])}
+    got = run(spec, case._replace(arguments=far), "triton")
+    assert torch.equal(got.value, want.value)
+    for one, gradient in want.gradients.items():
+        assert torch.equal(got.gradients[one], gradient)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", HEAD)
+def test_triton_under_torch_compile(name):
+    spec, shape = HEAD[name]
+    case = spec.case(shape, torch.bfloat16, options=spec.options[-1], device="cuda")
+    torch._dynamo.reset()
+    compiled = torch.compile(spec.public, fullgraph=True)
+    got = compiled(**case.arguments, backend="triton")
+    assert torch.equal(got, spec.call(case, "triton"))

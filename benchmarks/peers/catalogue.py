@@ -100,3 +100,19 @@ def linear_cross_entropy(rows: int | None = None) -> Loss:
     function, make = F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions
     chosen = make() if rows is None else make(batch_chunk_size=rows, chunking_method=None)
     return lambda users, items, targets: function(users, items, targets, options=chosen)
+
+
+def liger(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """Liger Kernel's fused linear cross-entropy, at its defaults (CUDA)."""
+    from liger_kernel.transformers.fused_linear_cross_entropy import (
+        LigerFusedLinearCrossEntropyLoss,
+    )
+
+    return LigerFusedLinearCrossEntropyLoss()(items, users, targets)
+
+
+def cut_cross_entropy(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """Cut cross-entropy without its gradient filter, which would drop most items (CUDA)."""
+    from cut_cross_entropy import linear_cross_entropy as function
+
+    return function(users, items, targets, impl="cce_exact")

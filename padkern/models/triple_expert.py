@@ -321,7 +321,8 @@ class TripleExpert(ExpertModel):
         num_layers: encoder blocks; none in a Caser.
         num_heads: attention heads of a SASRec.
         dropout: of the encoders.
-        backend: of the gated item matrix and of both losses: "auto", "reference" or "native".
+        backend: of the gated item matrix and of both losses: "auto", "reference", "native"
+            or "triton".
         unseen_bin: bin of items never seen in training; ``None``: no such bin.
         gate_form: ``"scale"`` or ``"sigmoid"``, see :class:`FrequencyGate`.
         fuse: ``"sum"`` or ``"cat"``, how the aligned expert joins ID and text vectors.

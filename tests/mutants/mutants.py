@@ -489,6 +489,54 @@ TRITON = (
     ),
 )
 
+
+def _head(name: str, file: str, old: str, new: str, test: str, words: str) -> Mutant:
+    return Mutant(name, f"padkern/ops/{file}", old, new, _select(test, words), _INTERPRET, "triton")
+
+
+TRITON_HEAD = (
+    _head(
+        "triton_item_gradient_skips_a_run",
+        "triple_expert/triton_kernels.py",
+        "first_piece = (begin + PIECE - 1) // PIECE",
+        "first_piece = begin // PIECE",
+        "test_triple_expert_triton",
+        "long_runs",
+    ),
+    _head(
+        "triton_gate_gradient_of_the_bin_before",
+        "triton_bins.py",
+        "tl.where(own[None, :] == bin_ids[:, None], value[None, :], 0.0)",
+        "tl.where(own[None, :] == bin_ids[:, None] - 1, value[None, :], 0.0)",
+        "test_gated_table_triton",
+        "test_shapes",
+    ),
+    _head(
+        "triton_mass_keeps_its_scale",
+        "catalogue_loss/triton_kernels.py",
+        "mass = mass * tl.exp(top - safe).to(tl.float64) + part",
+        "mass = mass + part",
+        "test_catalogue_loss_triton",
+        "many_tiles",
+    ),
+    _head(
+        "triton_excludes_the_own_target",
+        "catalogue_loss/triton_gradient.py",
+        'z = tl.where(excluded & ~hit, float("-inf"), z)',
+        'z = tl.where(excluded, float("-inf"), z)',
+        "test_catalogue_loss_triton",
+        "dtypes_and_options",
+    ),
+    _head(
+        "triton_cursor_stays",
+        "catalogue_loss/triton_tile.py",
+        "limit = base + walked.shape[0] + tl.min(walked, 0)",
+        "limit = base + 1 + tl.min(walked, 0)",
+        "test_catalogue_loss_triton",
+        "dtypes_and_options",
+    ),
+)
+
 ATTENTION = "csrc/short_attention/short_attention_kernel.cpp"
 ADD_NORM = "csrc/dropout_add_norm/dropout_add_norm_kernel.cpp"
 LINEAR = "csrc/linear/linear_kernel.cpp"
@@ -625,4 +673,5 @@ READERS = (
     ),
 )
 
-MUTANTS = PYTHON + READERS + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + EXPERTS + TRITON
+MUTANTS = PYTHON + READERS + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + EXPERTS
+MUTANTS += TRITON + TRITON_HEAD

@@ -42,20 +42,41 @@ def _value_grad_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return value, d_users, d_items, d_items.new_empty(0) if d_bias is None else d_bias
 
 
+def _value_triton(*args: Any) -> Tensor:
+    from padkern.ops.catalogue_loss.triton_impl import catalogue_loss_value_triton
+
+    return catalogue_loss_value_triton(*args)
+
+
+def _value_grad_triton(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from padkern.ops.catalogue_loss.triton_impl import catalogue_loss_value_grad_triton
+
+    return catalogue_loss_value_grad_triton(*args)
+
+
+impl("padkern::catalogue_loss_value", "CUDA")(_value_triton)
+impl("padkern::catalogue_loss_value_grad", "CUDA")(_value_grad_triton)
+
+
+def _compute_dtype(users: Tensor, items: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (users.dtype, items.dtype) else torch.float32
+
+
 @register_fake("padkern::catalogue_loss_value")
-def _value_fake(users: Tensor, *_: Any) -> Tensor:
-    return users.new_empty(())
+def _value_fake(users: Tensor, items: Tensor, *_: Any) -> Tensor:
+    return users.new_empty((), dtype=_compute_dtype(users, items))
 
 
 @register_fake("padkern::catalogue_loss_value_grad")
 def _value_grad_fake(
     users: Tensor, items: Tensor, targets: Tensor, bias: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = _compute_dtype(users, items)
     return (
-        users.new_empty(()),
-        users.new_empty(users.shape),
-        items.new_empty(items.shape),
-        items.new_empty(0 if bias is None else bias.shape),
+        users.new_empty((), dtype=dtype),
+        users.new_empty(users.shape, dtype=dtype),
+        items.new_empty(items.shape, dtype=dtype),
+        items.new_empty(0 if bias is None else bias.shape, dtype=dtype),
     )
 
 
@@ -64,21 +85,27 @@ _VALUE_GRAD = torch.ops.padkern.catalogue_loss_value_grad.default
 
 
 class _CatalogueFunction(torch.autograd.Function):
+    """The last argument, ``interpreted``: CPU tensors, for which the registered ops would be the
+    native ones, go to Triton's interpreter. Derivatives are saved in the compute dtype; backward
+    scales, then casts: loss scaling makes a factor of 65536 a normal case."""
+
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _VALUE_GRAD(*args)
+        *arrays, interpreted = args
+        return (_value_grad_triton if interpreted else _VALUE_GRAD)(*arrays)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # no zeros as large as the gradients
         ctx.save_for_backward(*output[1:])
+        ctx.dtypes = {i: inputs[i].dtype for i in (0, 1, 3) if inputs[i] is not None}
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_value is None:
-            return (None,) * 7
+            return (None,) * 8
         saved = ctx.saved_tensors
         # The item gradient is as large as the catalogue: scaling it by one is a pass worth sparing.
         # Reading the factor costs nothing on the CPU.
@@ -88,7 +115,7 @@ class _CatalogueFunction(torch.autograd.Function):
             scaled = [x * grad_value.to(x.dtype) for x in saved]
         places = {0: scaled[0], 1: scaled[1], 3: scaled[2]}
         needed = ctx.needs_input_grad
-        return tuple(places.get(i) if needed[i] else None for i in range(7))
+        return tuple(places[i].to(ctx.dtypes[i]) if needed[i] else None for i in range(8))
 
 
 def _check(
@@ -222,8 +249,9 @@ def catalogue_cross_entropy(
         excluded_offsets: ``[T + 1]`` int64, token t leaves out
             ``excluded_values[excluded_offsets[t]:excluded_offsets[t + 1]]``.
         chunk: tokens per tile of the reference backend; the tile holds ``chunk * N`` numbers.
-        backend: "auto", "reference" (plain torch, any device) or "native" (CPU, same bits for any
-            number of threads). A named backend never falls back; "auto" may. First order only.
+        backend: "auto", "reference" (plain torch, any device), "native" (CPU, same bits for any
+            number of threads) or "triton" (CUDA; half inputs stay half in its products). A named
+            backend never falls back; "auto" may. First order only.
 
     Returns:
         Scalar, fp64 if ``users`` or ``items`` are, else fp32, also under autocast.
@@ -231,20 +259,33 @@ def catalogue_cross_entropy(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes or devices do not fit, there is no token, an id is out of range, the
-            candidates do not ascend or lack a target (values are checked on the CPU).
+            candidates do not ascend or lack a target (values are checked on the CPU; with Triton
+            a missing target gives NaN).
         RuntimeError: the named backend cannot run; the message says why.
     """
     _check(users, items, targets, bias, candidates, excluded_values, excluded_offsets, chunk)
-    dtype = torch.float64 if torch.float64 in (users.dtype, items.dtype) else torch.float32
-    users, items = users.to(dtype), items.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
     arrays = (users, items, targets, bias, candidates, excluded_values, excluded_offsets)
-    chosen = _backends.resolve_backend(backend, lambda: _backends.why_not_native(*arrays))
-    if chosen == "native":
-        floats = (users, items) if bias is None else (users, items, bias)
-        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in floats)
-        return _CatalogueFunction.apply(*arrays)[0] if wanted else _VALUE(*arrays)
-    if users.is_cpu and not torch.compiler.is_compiling():
+    chosen = _backends.choose_backend(
+        backend,
+        _backends.TRITON_BACKENDS,
+        {
+            "native": lambda: _backends.why_not_native(*arrays),
+            "triton": lambda: _backends.why_not_triton(*arrays),
+        },
+        automatic=("native",),
+    )
+    if chosen != "triton":  # which reads half inputs as they are
+        dtype = _compute_dtype(users, items)
+        users, items = users.to(dtype), items.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if users.is_cpu and chosen != "native" and not torch.compiler.is_compiling():
         _check_ids(items, targets, candidates, excluded_values, excluded_offsets)
-    with _backends.without_autocast(users.device.type):
-        return chunked_cross_entropy(*arrays, chunk)
+    arrays = (users, items, targets, bias, candidates, excluded_values, excluded_offsets)
+    if chosen == "reference":
+        with _backends.without_autocast(users.device.type):
+            return chunked_cross_entropy(*arrays, chunk)
+    interpreted = chosen == "triton" and users.is_cpu
+    floats = (users, items) if bias is None else (users, items, bias)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in floats):
+        return _CatalogueFunction.apply(*arrays, interpreted)[0]
+    return (_value_triton if interpreted else _VALUE)(*arrays)

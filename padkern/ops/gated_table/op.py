@@ -38,6 +38,24 @@ def _table_grad_cpu(
     return gated_table_grad_native(d_out, tables, gate, item_bins)
 
 
+def _table_triton(tables: Sequence[Tensor], gate: Tensor, item_bins: Tensor) -> Tensor:
+    from padkern.ops.gated_table.triton_impl import gated_table_triton
+
+    return gated_table_triton(tables, gate, item_bins)
+
+
+def _table_grad_triton(
+    d_out: Tensor, tables: Sequence[Tensor], gate: Tensor, item_bins: Tensor
+) -> list[Tensor]:
+    from padkern.ops.gated_table.triton_impl import gated_table_grad_triton
+
+    return gated_table_grad_triton(d_out, tables, gate, item_bins)
+
+
+impl("padkern::gated_table", "CUDA")(_table_triton)
+impl("padkern::gated_table_grad", "CUDA")(_table_grad_triton)
+
+
 @register_fake("padkern::gated_table")
 def _table_fake(tables: Sequence[Tensor], gate: Tensor, item_bins: Tensor) -> Tensor:
     return gate.new_empty((item_bins.shape[0], sum(table.shape[1] for table in tables)))
@@ -55,20 +73,26 @@ _TABLE_GRAD = torch.ops.padkern.gated_table_grad.default
 
 
 class _GatedTableFunction(torch.autograd.Function):
+    """``interpreted``: CPU tensors, for which the registered ops would be the native ones, go to
+    Triton's interpreter."""
+
     @staticmethod
-    def forward(gate: Tensor, item_bins: Tensor, *tables: Tensor) -> Tensor:
-        return _TABLE(list(tables), gate, item_bins)
+    def forward(gate: Tensor, item_bins: Tensor, interpreted: bool, *tables: Tensor) -> Tensor:
+        return (_table_triton if interpreted else _TABLE)(list(tables), gate, item_bins)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        gate, item_bins, ctx.interpreted, *tables = inputs
+        ctx.save_for_backward(gate, item_bins, *tables)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         gate, item_bins, *tables = ctx.saved_tensors
-        *d_tables, d_gate = _TABLE_GRAD(d_out.to(gate.dtype), list(tables), gate, item_bins)
-        return (d_gate, None, *d_tables)
+        differentiate = _table_grad_triton if ctx.interpreted else _TABLE_GRAD
+        *d_tables, d_gate = differentiate(d_out.to(gate.dtype), list(tables), gate, item_bins)
+        d_tables = [d.to(table.dtype) for d, table in zip(d_tables, tables, strict=True)]
+        return (d_gate, None, None, *d_tables)
 
 
 def _check(tables: Sequence[Tensor], gate: Tensor, item_bins: Tensor) -> None:
@@ -102,23 +126,24 @@ def gated_table(
     """Folded item matrix ``W[i] = [gate[bin(i), e] tables[e][i]]_e`` of several experts.
 
     The inner product of a row with the experts' states side by side is the gated score. The native
-    backend reads each table once and writes the matrix once; its backward likewise, with the gate's
-    gradient summed on the way, in an order that does not depend on the number of threads.
+    and Triton backends read each table once and write the matrix once; their backward likewise,
+    with the gate's gradient summed on the way, in a fixed order.
 
     Args:
         tables: E tables ``[N, d_e]`` of any widths, E <= 16, or one tensor ``[E, N, d]``; float64,
             float32, float16 or bfloat16.
         gate: ``[bins, E]`` weights.
         item_bins: ``[N]`` int64 rows of ``gate``.
-        backend: "auto", "reference" (plain torch, any device) or "native" (CPU, first order). A
-            named backend never falls back; "auto" may.
+        backend: "auto", "reference" (plain torch, any device), "native" (CPU) or "triton" (CUDA);
+            the last two first order. A named backend never falls back; "auto" may.
 
     Returns:
         ``[N, sum d_e]``, float64 if a table is, else float32 (the gate is converted).
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit, or a bin is out of range (checked on the CPU).
+        ValueError: shapes or devices do not fit, or a bin is out of range (checked on the CPU;
+            with Triton its row is NaN).
         RuntimeError: the named backend cannot run; the message says why.
     """
     if isinstance(tables, Tensor):
@@ -128,15 +153,26 @@ def gated_table(
     _check(tables, gate, item_bins)
     double = any(table.dtype == torch.float64 for table in tables)
     dtype = torch.float64 if double else torch.float32
-    tables, gate = [table.to(dtype) for table in tables], gate.to(dtype)
+    gate = gate.to(dtype)
     arrays = (*tables, gate, item_bins)
-    chosen = _backends.resolve_backend(backend, lambda: _backends.why_not_native(*arrays))
-    if chosen == "native":
-        return _GatedTableFunction.apply(gate, item_bins, *tables)
-    if gate.is_cpu and not torch.compiler.is_compiling():
+    chosen = _backends.choose_backend(
+        backend,
+        _backends.TRITON_BACKENDS,
+        {
+            "native": lambda: _backends.why_not_native(*arrays),
+            "triton": lambda: _backends.why_not_triton(*arrays),
+        },
+        automatic=("native",),
+    )
+    if gate.is_cpu and chosen != "native" and not torch.compiler.is_compiling():
         wrong = (item_bins < 0) | (item_bins >= gate.shape[0])
         if bool(wrong.any()):
             raise ValueError(
                 f"item_bins must lie in 0..{gate.shape[0] - 1}, got {int(item_bins[wrong][0])}"
             )
+    if chosen == "triton":  # reads half tables as they are
+        return _GatedTableFunction.apply(gate, item_bins, gate.is_cpu, *tables)
+    tables = [table.to(dtype) for table in tables]
+    if chosen == "native":
+        return _GatedTableFunction.apply(gate, item_bins, False, *tables)
     return gated_table_ref(tables, gate, item_bins)

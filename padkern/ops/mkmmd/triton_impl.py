@@ -7,19 +7,13 @@ atomics and always add in the same order: same inputs, same bits, also from insi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from padkern.ops.mkmmd.triton_launch import Call
 from padkern.ops.mkmmd.triton_prepare import Options
-
-
-def _guard(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, whatever device its arguments are on."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+from padkern.ops.triton_interpreter import guard
 
 
 def _run(call: Call) -> tuple[Tensor, ...]:
@@ -60,14 +54,14 @@ def _single(
 
 def mkmmd_value_triton(*args: Any) -> Tensor:
     """The loss: scalar of the compute dtype. Arguments of the op up to ``precision``."""
-    with _guard(args[0]):
+    with guard(args[0]):
         return _run(_single(*args, gradient=False))[0]
 
 
 def mkmmd_value_grad_triton(*args: Any) -> tuple[Tensor, ...]:
     """The loss and its derivatives, as ``padkern::mkmmd_value_grad`` gives them."""
     *rest, per_kernel = args
-    with _guard(args[0]):
+    with guard(args[0]):
         call = _single(*rest, gradient=True)
         results = _run(call)
         return (*results, *(call.per_kernel() if per_kernel else (call.new(0), call.new(0))))
@@ -102,7 +96,7 @@ def _batched(
         max_rows=(max_source_rows, max_target_rows),
         gradient=gradient,
     )
-    with _guard(source):
+    with guard(source):
         return _run(Call(source, target, options))
 
 

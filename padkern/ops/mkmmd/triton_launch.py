@@ -16,7 +16,8 @@ from padkern.ops.mkmmd.triton_gradient import gradient_kernel
 from padkern.ops.mkmmd.triton_kernels import value_kernel
 from padkern.ops.mkmmd.triton_panel import panel_kernel, product_kernel
 from padkern.ops.mkmmd.triton_plan import Tiles, ceil_div
-from padkern.ops.mkmmd.triton_prepare import INTERPRET, Prepared
+from padkern.ops.mkmmd.triton_prepare import Prepared
+from padkern.ops.triton_interpreter import INTERPRET
 
 
 class PairSums(NamedTuple):

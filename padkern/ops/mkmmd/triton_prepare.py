@@ -11,33 +11,14 @@ from torch import Tensor
 
 from padkern.ops.mkmmd import triton_plan
 from padkern.ops.mkmmd.reference import ROOT_KERNELS, compute_dtype
-from padkern.ops.mkmmd.triton_kernels import value_kernel
 from padkern.ops.mkmmd.triton_mean import mean_kernel, table_kernel
 from padkern.ops.mkmmd.triton_pack import pack_kernel
 from padkern.ops.mkmmd.triton_plan import Terms, ceil_div
 from padkern.ops.mkmmd.triton_stats import map_kernel, sum_kernel, weight_kernel
+from padkern.ops.triton_interpreter import INTERPRET
 
-INTERPRET = not isinstance(value_kernel, triton.runtime.JITFunction)
 # Rows are counted in 32 bits; more of them could not be paired in a lifetime anyway.
 MAX_ROWS = 2**30
-
-
-def _repair_interpreter() -> None:
-    """Lets loop bounds be computed values: Triton's interpreter (3.6) makes integers of arrays of
-    one element, which NumPy 2.4 refuses."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_and_repair(tensor: Any, *scope: Any) -> None:
-        patch(tensor, *scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch_and_repair
-
-
-if INTERPRET:
-    _repair_interpreter()
 
 
 class Options(NamedTuple):

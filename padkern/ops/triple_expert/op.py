@@ -40,20 +40,41 @@ def _value_grad_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return gated_bce_value_grad_native(*args)
 
 
+def _value_triton(*args: Any) -> Tensor:
+    from padkern.ops.triple_expert.triton_impl import gated_bce_value_triton
+
+    return gated_bce_value_triton(*args)
+
+
+def _value_grad_triton(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from padkern.ops.triple_expert.triton_impl import gated_bce_value_grad_triton
+
+    return gated_bce_value_grad_triton(*args)
+
+
+impl("padkern::gated_bce_value", "CUDA")(_value_triton)
+impl("padkern::gated_bce_value_grad", "CUDA")(_value_grad_triton)
+
+
+def _compute_dtype(users: Tensor, item_tables: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (users.dtype, item_tables.dtype) else torch.float32
+
+
 @register_fake("padkern::gated_bce_value")
-def _value_fake(users: Tensor, *_: Any) -> Tensor:
-    return users.new_empty(())
+def _value_fake(users: Tensor, item_tables: Tensor, *_: Any) -> Tensor:
+    return users.new_empty((), dtype=_compute_dtype(users, item_tables))
 
 
 @register_fake("padkern::gated_bce_value_grad")
 def _value_grad_fake(
     users: Tensor, item_tables: Tensor, gate: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = _compute_dtype(users, item_tables)
     return (
-        users.new_empty(()),
-        users.new_empty(users.shape),
-        item_tables.new_empty(item_tables.shape),
-        gate.new_empty(gate.shape),
+        users.new_empty((), dtype=dtype),
+        users.new_empty(users.shape, dtype=dtype),
+        item_tables.new_empty(item_tables.shape, dtype=dtype),
+        gate.new_empty(gate.shape, dtype=dtype),
     )
 
 
@@ -62,6 +83,10 @@ _VALUE_GRAD = torch.ops.padkern.gated_bce_value_grad.default
 
 
 class _GatedBceFunction(torch.autograd.Function):
+    """``interpreted``: CPU tensors, for which the registered ops would be the native ones, go to
+    Triton's interpreter. Derivatives are saved in the compute dtype; backward scales, then casts:
+    loss scaling makes a factor of 65536 a normal case."""
+
     @staticmethod
     def forward(
         users: Tensor,
@@ -71,20 +96,23 @@ class _GatedBceFunction(torch.autograd.Function):
         positives: Tensor,
         negatives: Tensor,
         valid: Tensor | None,
+        interpreted: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _VALUE_GRAD(users, item_tables, gate, item_bins, positives, negatives, valid)
+        function = _value_grad_triton if interpreted else _VALUE_GRAD
+        return function(users, item_tables, gate, item_bins, positives, negatives, valid)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # no zeros as large as the gradients
         ctx.save_for_backward(*output[1:])
+        ctx.dtypes = tuple(x.dtype for x in inputs[:3])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_value is None:
-            return (None,) * 7
+            return (None,) * 8
         saved = ctx.saved_tensors
         # The item gradient is as large as the tables: scaling it by one is a pass worth sparing.
         # Reading the factor costs nothing on the CPU.
@@ -92,8 +120,8 @@ class _GatedBceFunction(torch.autograd.Function):
             scaled = list(saved)
         else:
             scaled = [x * grad_value.to(x.dtype) for x in saved]
-        needed = ctx.needs_input_grad
-        return (*(x if n else None for x, n in zip(scaled, needed, strict=False)), *[None] * 4)
+        places = zip(scaled, ctx.dtypes, ctx.needs_input_grad, strict=False)
+        return (*(x.to(dtype) if needed else None for x, dtype, needed in places), *[None] * 5)
 
 
 def _check(
@@ -176,10 +204,10 @@ def gated_bce_loss(
         L = \frac1M\sum_t \mathrm{softplus}(-s_{t,p_t})
           + \frac1{Mk}\sum_t\sum_{j\le k}\mathrm{softplus}(s_{t,n_{tj}})
 
-    over the M valid tokens. The native backend reads the item rows where they lie: nothing of size
-    tokens x candidates x d exists, and value and all gradients come from one pass over them. Item
-    gradients are added in the order of the candidates, so the bits do not depend on the thread
-    count.
+    over the M valid tokens. The native and Triton backends read the item rows where they lie:
+    nothing of size tokens x candidates x d exists, and value and all gradients come from one call.
+    Item gradients are added in the order of the candidates, so the same inputs give the same bits,
+    for any number of threads.
 
     Args:
         users: ``[T, E, d]`` states, one per token and expert, E <= 16; float64, float32, float16 or
@@ -191,8 +219,8 @@ def gated_bce_loss(
         negatives: int64 ``[T, k]`` in ``0..N``, k >= 1.
         valid: bool ``[T]``; tokens that count. What the others hold, even NaN, changes nothing, but
             their ids must be in range.
-        backend: "auto", "reference" (plain torch, any device) or "native" (CPU, first order). A
-            named backend never falls back; "auto" may.
+        backend: "auto", "reference" (plain torch, any device), "native" (CPU) or "triton" (CUDA);
+            the last two first order. A named backend never falls back; "auto" may.
 
     Returns:
         Tensor: Scalar; float64 if users or item_tables are, else float32 (the gate is converted).
@@ -200,23 +228,33 @@ def gated_bce_loss(
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: Shapes or devices do not fit, k = 0, or an id is out of range (on the CPU).
+        ValueError: Shapes or devices do not fit, k = 0, or an id is out of range (on the CPU;
+            with Triton the value is NaN).
         RuntimeError: The named backend cannot run; the message says why.
 
     Source: PAD, arXiv:2412.04107, phase 3; two separate means as in its released code.
     """
     _check(users, item_tables, gate, item_bins, positives, negatives, valid)
-    double = torch.float64 in (users.dtype, item_tables.dtype)
-    dtype = torch.float64 if double else torch.float32
-    users, item_tables, gate = users.to(dtype), item_tables.to(dtype), gate.to(dtype)
     arrays = (users, item_tables, gate, item_bins, positives, negatives, valid)
-    chosen = _backends.resolve_backend(backend, lambda: _backends.why_not_native(*arrays))
-    if chosen == "native":
-        wanted = torch.is_grad_enabled() and any(
-            x.requires_grad for x in (users, item_tables, gate)
-        )
-        return _GatedBceFunction.apply(*arrays)[0] if wanted else _VALUE(*arrays)
-    if users.is_cpu and not torch.compiler.is_compiling():
+    chosen = _backends.choose_backend(
+        backend,
+        _backends.TRITON_BACKENDS,
+        {
+            "native": lambda: _backends.why_not_native(*arrays),
+            "triton": lambda: _backends.why_not_triton(*arrays),
+        },
+        automatic=("native",),
+    )
+    if chosen != "triton":  # which reads half inputs as they are
+        dtype = _compute_dtype(users, item_tables)
+        users, item_tables, gate = users.to(dtype), item_tables.to(dtype), gate.to(dtype)
+    ids = arrays[3:]
+    if users.is_cpu and chosen != "native" and not torch.compiler.is_compiling():
         _check_ids(gate, item_tables, item_bins=item_bins, positives=positives, negatives=negatives)
-    with torch.autocast(users.device.type, enabled=False):
-        return gated_bce_loss_ref(*arrays)
+    if chosen == "reference":
+        with torch.autocast(users.device.type, enabled=False):
+            return gated_bce_loss_ref(users, item_tables, gate, *ids)
+    interpreted = chosen == "triton" and users.is_cpu
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (users, item_tables, gate)):
+        return _GatedBceFunction.apply(users, item_tables, gate, *ids, interpreted)[0]
+    return (_value_triton if interpreted else _VALUE)(users, item_tables, gate, *ids)
