@@ -93,7 +93,7 @@ def test_both_plans_have_the_bits_of_one_thread(shape, plan, native_core, restor
         results = []
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(catalogue_loss_native(*arguments, gradient=True, plan=plan))
+            results.append(catalogue_loss_native(*arguments, True, True, plan=plan))
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
         loss = catalogue_cross_entropy_ref(*wide[:2], targets, wide[2], candidates, *excluded)
@@ -159,7 +159,29 @@ def test_a_large_bias_of_all_items_changes_nothing(plan, native_core):
     exact = [t.double().requires_grad_() for t in (users, items, torch.zeros(300))]
     loss = catalogue_cross_entropy_ref(exact[0], exact[1], targets, exact[2])
     wanted = torch.autograd.grad(loss, exact)
-    value, *gradients = catalogue_loss_native(users, items, *rest, gradient=True, plan=plan)
+    value, *gradients = catalogue_loss_native(users, items, *rest, True, True, plan=plan)
     assert abs(float(value) - float(loss.detach())) < 1e-5 * float(loss.detach())
     for gradient, want in zip(gradients, wanted, strict=True):
         assert relative_error(gradient, want) < 2e-5
+
+
+@pytest.mark.parametrize("frozen", ["users", "items"])
+def test_a_frozen_side_costs_nothing_and_changes_no_bit(native_core, frozen):
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randn(70, 20, generator=generator)
+    items = torch.randn(150, 20, generator=generator)
+    targets = torch.randint(150, (70,), generator=generator)
+    both = [users.clone().requires_grad_(), items.clone().requires_grad_()]
+    catalogue_cross_entropy(*both, targets, backend="native").backward()
+    leaves = {"users": users, "items": items}
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name != frozen)
+    value = catalogue_cross_entropy(users, items, targets, backend="native")
+    value.backward()
+    for leaf, full in zip((users, items), both, strict=True):
+        assert leaf.grad is None if not leaf.requires_grad else torch.equal(leaf.grad, full.grad)
+    op = torch.ops.padkern.catalogue_loss_value_grad
+    rest = (None, None, None, None)
+    parts = op(users.detach(), items.detach(), targets, *rest, frozen != "users", frozen != "items")
+    sizes = [part.numel() for part in parts[1:3]]
+    assert sizes == [0 if frozen == "users" else 1400, 0 if frozen == "items" else 3000]

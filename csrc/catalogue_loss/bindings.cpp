@@ -20,7 +20,8 @@ using ExcludedTuple = std::tuple<uintptr_t, uintptr_t, int64_t>;
 std::string call_catalogue_loss(int dtype, const std::tuple<int64_t, int64_t, int64_t>& sizes,
                                 const RowsTuple& users, const RowsTuple& items,
                                 const CatalogueOptionsTuple& options, const ExcludedTuple& excluded,
-                                bool want_gradient, const OutputsTuple& outputs, int plan) {
+                                const std::tuple<bool, bool>& wanted, const OutputsTuple& outputs,
+                                int plan) {
   CatalogueLossParams params;
   params.dtype = float_dtype<CatalogueDtype>(dtype);
   std::tie(params.tokens, params.items, params.dim) = sizes;
@@ -35,7 +36,7 @@ std::string call_catalogue_loss(int dtype, const std::tuple<int64_t, int64_t, in
   params.excluded_values = pointer<const int64_t*>(std::get<0>(excluded));
   params.excluded_offsets = pointer<const int64_t*>(std::get<1>(excluded));
   params.excluded_count = std::get<2>(excluded);
-  params.want_gradient = want_gradient;
+  std::tie(params.want_users, params.want_items) = wanted;
   params.value = pointer<void*>(std::get<0>(outputs));
   params.d_users = pointer<void*>(std::get<1>(outputs));
   params.d_items = pointer<void*>(std::get<2>(outputs));

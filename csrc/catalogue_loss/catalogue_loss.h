@@ -27,10 +27,11 @@ struct CatalogueLossParams {
   const int64_t* excluded_values = nullptr;   // [excluded_count], or null
   const int64_t* excluded_offsets = nullptr;  // [tokens + 1]
   int64_t excluded_count = 0;
-  bool want_gradient = false;
+  bool want_users = false;  // their gradient
+  bool want_items = false;  // theirs and the bias'
   void* value = nullptr;    // scalar of dtype
-  void* d_users = nullptr;  // [tokens, dim], dense; the three only when want_gradient
-  void* d_items = nullptr;  // [items, dim], dense
+  void* d_users = nullptr;  // [tokens, dim], dense; only when want_users
+  void* d_items = nullptr;  // [items, dim], dense; only when want_items, like d_bias
   void* d_bias = nullptr;   // [items], or null
   // 0: chosen by the shape. 1: keeps the probabilities of a group of tokens. 2: computes them
   // twice.

@@ -38,7 +38,8 @@ Status check(const CatalogueLossParams& p) {
       (has_rows && (p.users == nullptr || p.item_rows == nullptr)) ||
       (p.candidates != nullptr && p.candidate_count < 1) ||
       (p.excluded_offsets != nullptr && p.excluded_count > 0 && p.excluded_values == nullptr) ||
-      (p.want_gradient && has_rows && (p.d_users == nullptr || p.d_items == nullptr))) {
+      (p.want_users && has_rows && p.d_users == nullptr) ||
+      (p.want_items && has_rows && p.d_items == nullptr)) {
     return error_status("catalogue_loss: a pointer is null");
   }
   Status status = check_ids("targets", p.targets, p.tokens, 0, p.items - 1);

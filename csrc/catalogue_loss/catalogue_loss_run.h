@@ -60,13 +60,12 @@ class CatalogueRun {
         segments_(std::max<int64_t>(1, std::min<int64_t>(kSegments, blocks_ / kSegmentBlocks))) {
     plan();
     const int64_t group = group_subs_ * kCatalogueTokens, round = round_subs_ * kCatalogueTokens;
-    const bool gradient = p_.want_gradient;
     packed_ = Buffer<T>(round_subs_ * packed_size());
     panels_ = Buffer<T>(round_subs_ * panel_size());
     tops_ = Buffer<T>(segments_ * group);
     masses_ = Buffer<double>(segments_ * group);
     target_logits_ = Buffer<T>(group);
-    sums_ = Buffer<T>(gradient ? segments_ * group * stride_ : 0);
+    sums_ = Buffer<T>(p_.want_users ? segments_ * group * stride_ : 0);
     top_ = Buffer<T>(round);
     weight_ = Buffer<T>(round);
     losses_ = Buffer<double>(p_.tokens);
@@ -84,7 +83,7 @@ class CatalogueRun {
     const int64_t most = std::max(blocks_, segments_ * (split_ ? group_subs_ : 1));
     threads_ = useful_workers(work, most);
     for (int64_t w = 0; w < threads_; ++w) workers_.emplace_back(*this);
-    if (p_.want_gradient) clear();
+    if (p_.want_items) clear();
     for (int64_t first = 0; first < subs_; first += round_subs_) {
       const int64_t end = std::min(subs_, first + round_subs_);
       tickets(end - first, [&](Worker&, int64_t s) { pack(first, first + s); });
@@ -98,7 +97,7 @@ class CatalogueRun {
         });
         tickets(subs, [&](Worker&, int64_t s) { finish(first, group, group + s); });
       }
-      if (!p_.want_gradient) continue;
+      if (!p_.want_items) continue;
       if (!keep_) index(first, end - first);
       tickets(blocks_, [&](Worker& worker, int64_t block) {
         item_block(worker, first, end - first, block);
@@ -126,7 +125,7 @@ class CatalogueRun {
     explicit Worker(const CatalogueRun& run)
         : items(run.parts_ * kCatalogueItems * kCatalogueRow<T>),
           tile(kTile),
-          sums(run.p_.want_gradient ? kCatalogueItems * run.stride_ : 0) {}
+          sums(run.p_.want_items ? kCatalogueItems * run.stride_ : 0) {}
   };
 
   static int64_t up(int64_t size, int64_t unit) { return (size + unit - 1) / unit; }
@@ -158,7 +157,7 @@ class CatalogueRun {
     const int64_t states = 2 * kCatalogueTokens * std::max<int64_t>(p_.dim, 1) * size;
     group_subs_ = split_ ? 64 : std::max<int64_t>(1, kGroupBytes / states);
     const int64_t tiles = kKeptBytes / (blocks_ * kTile * size);
-    keep_ = p_.want_gradient && p_.plan != 2 &&
+    keep_ = p_.want_items && p_.plan != 2 &&
             (p_.plan == 1 || tiles >= std::min<int64_t>(2, group_subs_));
     if (keep_ && p_.plan == 0) group_subs_ = std::min(group_subs_, tiles);
     group_subs_ = std::min(group_subs_, subs_);
@@ -260,11 +259,11 @@ class CatalogueRun {
         });
         const bool changed = k_.exponentials(tile, items_of(block), vectors_of(sub), tops + at,
                                              masses + at, worker.factor);
-        if (!p_.want_gradient) continue;
         if (keep_) {
           std::memcpy(block_tops_.get() + place * kCatalogueTokens, tops + at,
                       kCatalogueTokens * sizeof(T));
         }
+        if (!p_.want_users) continue;
         k_.state_sums(tile, items_of(block), worker.items.get(), tokens_of(sub), p_.dim,
                       block == from, changed ? worker.factor : nullptr,
                       sums_.get() + (segment * width + at) * stride_, stride_);
@@ -296,7 +295,7 @@ class CatalogueRun {
       const double weight = share / mass;
       top_.get()[out + i] = top;
       weight_.get()[out + i] = static_cast<T>(weight);
-      if (!p_.want_gradient) continue;
+      if (!p_.want_users) continue;
       T factors[kSegments];
       for (int64_t s = 0; s < segments_; ++s) factors[s] = static_cast<T>(factor[s] * weight);
       k_.merge(sums_.get() + (at + i) * stride_, width * stride_, factors, segments_,

@@ -50,8 +50,9 @@ def catalogue_loss_native(
     candidates: Tensor | None,
     excluded_values: Tensor | None,
     excluded_offsets: Tensor | None,
+    with_users: bool = False,
+    with_items: bool = False,
     *,
-    gradient: bool,
     plan: int = 0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The loss and, where wanted, its derivatives by users, items and bias.
@@ -60,7 +61,7 @@ def catalogue_loss_native(
         users, items, targets, bias, candidates, excluded_values, excluded_offsets: as in
             :func:`padkern.ops.catalogue_loss.catalogue_cross_entropy`; CPU tensors, the floating
             ones of one dtype.
-        gradient: whether to compute the derivatives.
+        with_users, with_items: which derivatives to compute; that by the bias comes with the items.
         plan: 0 chosen by the shape; 1 keeps the probabilities of a group of tokens; 2 computes them
             twice.
 
@@ -76,8 +77,10 @@ def catalogue_loss_native(
     excluded_values, excluded_offsets = dense(excluded_values), dense(excluded_offsets)
     value = torch.empty((), dtype=dtype)
     d_users = d_items = d_bias = None
-    if gradient:
-        d_users, d_items = (torch.empty(x.shape, dtype=dtype) for x in (users, items))
+    if with_users:
+        d_users = torch.empty(users.shape, dtype=dtype)
+    if with_items:
+        d_items = torch.empty(items.shape, dtype=dtype)
         d_bias = None if bias is None else torch.empty(bias.shape, dtype=dtype)
     error = core().catalogue_loss_cpu(
         code,
@@ -95,7 +98,7 @@ def catalogue_loss_native(
             address(excluded_offsets),
             0 if excluded_values is None else len(excluded_values),
         ),
-        gradient,
+        (with_users, with_items),
         (value.data_ptr(), address(d_users), address(d_items), address(d_bias)),
         plan,
     )

@@ -19,27 +19,31 @@ _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _ARGUMENTS = (
     "(Tensor users, Tensor items, Tensor targets, Tensor? bias, Tensor? candidates, "
-    "Tensor? excluded_values, Tensor? excluded_offsets)"
+    "Tensor? excluded_values, Tensor? excluded_offsets"
 )
-define("padkern::catalogue_loss_value", _ARGUMENTS + " -> Tensor")
-define("padkern::catalogue_loss_value_grad", _ARGUMENTS + " -> (Tensor, Tensor, Tensor, Tensor)")
+define("padkern::catalogue_loss_value", _ARGUMENTS + ") -> Tensor")
+define(
+    "padkern::catalogue_loss_value_grad",
+    _ARGUMENTS
+    + ", bool with_users=True, bool with_items=True) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @impl("padkern::catalogue_loss_value", "CPU")
 def _value_cpu(*args: Any) -> Tensor:
     from padkern.ops.catalogue_loss.native import catalogue_loss_native
 
-    return catalogue_loss_native(*args, gradient=False)[0]
+    return catalogue_loss_native(*args)[0]
 
 
 @impl("padkern::catalogue_loss_value_grad", "CPU")
 def _value_grad_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from padkern.ops.catalogue_loss.native import catalogue_loss_native
 
-    value, d_users, d_items, d_bias = catalogue_loss_native(*args, gradient=True)
-    assert d_users is not None
-    assert d_items is not None
-    return value, d_users, d_items, d_items.new_empty(0) if d_bias is None else d_bias
+    flags = (*args[7:], True, True)[:2]
+    value, *gradients = catalogue_loss_native(*args[:7], *flags)
+    d_users, d_items, d_bias = (value.new_empty(0) if g is None else g for g in gradients)
+    return value, d_users, d_items, d_bias
 
 
 def _value_triton(*args: Any) -> Tensor:
@@ -68,15 +72,15 @@ def _value_fake(users: Tensor, items: Tensor, *_: Any) -> Tensor:
 
 
 @register_fake("padkern::catalogue_loss_value_grad")
-def _value_grad_fake(
-    users: Tensor, items: Tensor, targets: Tensor, bias: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _value_grad_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    users, items, _, bias = args[:4]
+    with_users, with_items = (*args[7:], True, True)[:2]
     dtype = _compute_dtype(users, items)
     return (
         users.new_empty((), dtype=dtype),
-        users.new_empty(users.shape, dtype=dtype),
-        items.new_empty(items.shape, dtype=dtype),
-        items.new_empty(0 if bias is None else bias.shape, dtype=dtype),
+        users.new_empty(users.shape if with_users else 0, dtype=dtype),
+        items.new_empty(items.shape if with_items else 0, dtype=dtype),
+        items.new_empty(bias.shape if with_items and bias is not None else 0, dtype=dtype),
     )
 
 
@@ -85,8 +89,8 @@ _VALUE_GRAD = torch.ops.padkern.catalogue_loss_value_grad.default
 
 
 class _CatalogueFunction(torch.autograd.Function):
-    """The last argument, ``interpreted``: CPU tensors, for which the registered ops would be the
-    native ones, go to Triton's interpreter. Derivatives are saved in the compute dtype; backward
+    """The last arguments: which derivatives to compute, and ``interpreted``: CPU tensors, for which
+    the registered ops would be the native ones, go to Triton's interpreter. Derivatives are saved in the compute dtype; backward
     scales, then casts: loss scaling makes a factor of 65536 a normal case."""
 
     @staticmethod
@@ -105,7 +109,7 @@ class _CatalogueFunction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_value is None:
-            return (None,) * 8
+            return (None,) * 10
         saved = ctx.saved_tensors
         # The item gradient is as large as the catalogue: scaling it by one is a pass worth sparing.
         # Reading the factor costs nothing on the CPU.
@@ -115,7 +119,7 @@ class _CatalogueFunction(torch.autograd.Function):
             scaled = [x * grad_value.to(x.dtype) for x in saved]
         places = {0: scaled[0], 1: scaled[1], 3: scaled[2]}
         needed = ctx.needs_input_grad
-        return tuple(places[i].to(ctx.dtypes[i]) if needed[i] else None for i in range(8))
+        return tuple(places[i].to(ctx.dtypes[i]) if needed[i] else None for i in range(10))
 
 
 def _check(
@@ -286,6 +290,7 @@ def catalogue_cross_entropy(
             return chunked_cross_entropy(*arrays, chunk)
     interpreted = chosen == "triton" and users.is_cpu
     floats = (users, items) if bias is None else (users, items, bias)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in floats):
-        return _CatalogueFunction.apply(*arrays, interpreted)[0]
+    needs = [torch.is_grad_enabled() and x.requires_grad for x in floats]
+    if any(needs):
+        return _CatalogueFunction.apply(*arrays, needs[0], any(needs[1:]), interpreted)[0]
     return (_value_triton if interpreted else _VALUE)(*arrays)

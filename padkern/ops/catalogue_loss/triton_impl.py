@@ -242,12 +242,17 @@ def catalogue_loss_value_triton(users: Tensor, *rest: Any) -> Tensor:
 def catalogue_loss_value_grad_triton(
     users: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss and its derivatives by users, items and bias (empty without one), all of the dtype
-    of the loss. Arguments of the op."""
+    """The loss and its derivatives by users, items and bias (empty where there is none or it is not
+    wanted), all of the dtype of the loss. Arguments of the op."""
+    with_users, with_items = (*rest[6:], True, True)[:2]
     with guard(users):
-        call = _Call(users, *rest)
+        call = _Call(users, *rest[:6])
         value, largest, inverse, keys = call.value()
-        d_users, _ = call.gradient(largest, inverse, keys, items=False)
-        d_items, d_bias = call.gradient(largest, inverse, call.keys(by_item=True), items=True)
-        d_bias = call.new(0) if d_bias is None else call.scattered(d_bias)
-        return value, d_users, call.scattered(d_items), d_bias
+        d_users, d_items, d_bias = call.new(0), call.new(0), None
+        if with_users:
+            d_users, _ = call.gradient(largest, inverse, keys, items=False)
+        if with_items:
+            by_item = call.keys(by_item=True)
+            d_items, d_bias = call.gradient(largest, inverse, by_item, items=True)
+            d_items = call.scattered(d_items)
+        return value, d_users, d_items, call.new(0) if d_bias is None else call.scattered(d_bias)
