@@ -6,34 +6,13 @@ a call would launch. Registers, shared memory and spills are bounded; ``pytest -
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from triton_compile import KIBIBYTE, TARGETS, Launch, Target, compile_for, needs_compiler, record
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
-
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
-)
-
-KIBIBYTE = 1024
-
-
-class Target(NamedTuple):
-    capability: int
-    device_class: str
-    shared: int  # bytes a program may have
-
-
-TARGETS = {
-    "sm_80": Target(80, "medium", 163 * KIBIBYTE),
-    "sm_90": Target(90, "large", 227 * KIBIBYTE),
-}
+pytestmark = needs_compiler
 
 # Name: dtype, rows per sample, width, and what else the call asks for.
 CASES: dict[str, tuple[torch.dtype, int, int, dict[str, Any]]] = {
@@ -65,32 +44,13 @@ CASES: dict[str, tuple[torch.dtype, int, int, dict[str, Any]]] = {
 }
 
 
-class Launch(NamedTuple):
-    function: Any
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-
-class Figures(NamedTuple):
-    registers: int
-    stack: int
-    shared: int
-    products: str
-    atomics: bool
-
-
 def launches(case: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     """What the launchers would launch for a case: the loss alone, then with its gradients."""
     from padkern.ops.mkmmd import triton_impl, triton_plan
     from padkern.ops.mkmmd.reference import DEFAULT_ALPHAS
 
     dtype, rows, dim, more = CASES[case]
-    recorded: list[Launch] = []
-
-    def record(self, *arguments, grid, warmup, **options):
-        recorded.append(Launch(self, arguments, options))
-
-    monkeypatch.setattr(triton.runtime.JITFunction, "run", record)
+    recorded = record(monkeypatch)
     monkeypatch.setattr(triton_plan, "device_class", lambda device: target.device_class)
 
     def meta(*shape, dtype=dtype):
@@ -113,69 +73,9 @@ def launches(case: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> list
     return recorded
 
 
-TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.uint8: "u8",
-}
-
-
-def source_of(launch: Launch) -> Any:
-    """The launch as Triton would specialise it: types, constants, multiples of 16."""
-    from triton.compiler import ASTSource
-
-    signature, constants, attributes = {}, {}, {}
-    for index, (parameter, value) in enumerate(
-        zip(launch.function.params, launch.arguments, strict=True)
-    ):
-        divisible = False
-        if parameter.is_constexpr:
-            signature[parameter.name], constants[(index,)] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
-            divisible = True
-        elif value == 1 and not parameter.do_not_specialize:
-            signature[parameter.name], constants[(index,)] = "constexpr", value
-        else:
-            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            divisible = value % 16 == 0 and not parameter.do_not_specialize
-        if divisible:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    return ASTSource(launch.function, signature, constants, attributes)
-
-
-def compile_for(launch: Launch, target: Target, folder: Path) -> Figures:
-    from triton.backends.compiler import GPUTarget
-
-    gpu = GPUTarget("cuda", target.capability, 32)
-    kernel = triton.compile(source_of(launch), target=gpu, options=launch.options)
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    text = subprocess.run(
-        [tool, "-res-usage", binary], capture_output=True, text=True, check=True
-    ).stdout
-    registers, stack, local = (
-        int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")
-    )
-    ptx = kernel.asm["ptx"]
-    products = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "-"
-    atomics = re.search(r"\b(atom|red)\.", ptx) is not None
-    return Figures(registers, stack + local, kernel.metadata.shared, products, atomics)
-
-
 def key(launch: Launch) -> tuple[Any, ...]:
     """Kernels that move data differ little by width: one of each class is enough."""
-    name = launch.function.__name__
-    constants = {
-        parameter.name: value
-        for parameter, value in zip(launch.function.params, launch.arguments, strict=True)
-        if parameter.is_constexpr
-    }
+    name, constants = launch.name, launch.constants
     if "INTERPRET" not in constants:
         return name, *(
             constants.get(k) for k in ("CLASS", "GRADIENT", "RAGGED", "ALPHAS", "WEIGHTED")
@@ -202,7 +102,7 @@ def test_kernels_compile_within_their_bounds(architecture, case, tmp_path, monke
     target = TARGETS[architecture]
     recorded = launches(case, target, monkeypatch)
     assert {"sum_kernel", "mean_kernel", "pack_kernel", "value_kernel", "finish_kernel"} <= {
-        launch.function.__name__ for launch in recorded
+        launch.name for launch in recorded
     }
     monkeypatch.undo()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
@@ -211,11 +111,7 @@ def test_kernels_compile_within_their_bounds(architecture, case, tmp_path, monke
             continue
         _compiled[architecture].add(key(launch))
         figures = compile_for(launch, target, tmp_path)
-        name = launch.function.__name__
-        constants = {
-            parameter.name: value
-            for parameter, value in zip(launch.function.params, launch.arguments, strict=True)
-        }
+        name, constants = launch.name, launch.constants
         tile = "x".join(str(constants[k]) for k in ("BLOCK_M", "BLOCK_N") if k in constants)
         print(
             f"\n{architecture} | {case} | {name} | {constants.get('CLASS', '')} | "
