@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from padkern import _native
+from padkern.ops.ranking.common import check_arguments
 
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 
@@ -71,20 +72,9 @@ def rank_topk_native(
     order = None if order is None else order.contiguous()
     targets = None if targets is None else targets.contiguous()
     seen_values, seen_offsets = seen_values.contiguous(), seen_offsets.contiguous()
-    width = panel_width(dtype)
-    if matrix.dtype != dtype or panels.dtype != dtype or largest.dtype != dtype:
-        raise ValueError(f"item_matrix and panels must be {dtype} like user_states")
-    if states.shape[1] != dim or panels.shape != (-(-items // width), dim, width):
-        raise ValueError(
-            f"panels must be those of item_matrix {list(matrix.shape)}, got {list(panels.shape)}"
-        )
-    for name, ids, size in (
-        ("order", order, items),
-        ("targets", targets, users),
-        ("seen_offsets", seen_offsets, users + 1),
-    ):
-        if ids is not None and tuple(ids.shape) != (size,):
-            raise ValueError(f"{name} must have shape [{size}], got {list(ids.shape)}")
+    check_arguments(
+        panel_width(dtype), states, matrix, panels, largest, order, targets, seen_offsets
+    )
     counted = 0 if targets is None else users
     ranks = torch.empty(counted, dtype=torch.float64)
     tied, masked, nan_target = (torch.empty(counted, dtype=torch.bool) for _ in range(3))
