@@ -306,4 +306,5 @@ PYBIND11_MODULE(_C, m) {
   padkern::bind_catalogue_loss(m);
   padkern::bind_encoder(m);
   padkern::bind_ranking(m);
+  padkern::bind_segments(m);
 }

@@ -29,5 +29,6 @@ void bind_batch_plan(py::module_& m);
 void bind_catalogue_loss(py::module_& m);
 void bind_encoder(py::module_& m);
 void bind_ranking(py::module_& m);
+void bind_segments(py::module_& m);
 
 }  // namespace padkern

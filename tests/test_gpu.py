@@ -53,6 +53,44 @@ def test_ranks_match_the_cpu():
     torch.testing.assert_close(torch.as_tensor(found).cpu(), torch.as_tensor(expected))
 
 
+def test_auto_takes_triton_for_sequences():
+    from padkern.ops.ranking.op import ItemTiles, _choose
+    from padkern.ops.segments.op import _choose as choose_segments
+    from padkern.ops.short_attention.op import _choose as choose_attention
+
+    x, ids = torch.randn(5, 4).cuda(), torch.tensor([0, 5]).cuda()
+    assert choose_attention("auto", ids, 5, x)[0] == "triton"
+    assert choose_segments("auto", x, ids, ids) == "triton"
+    assert _choose("auto", x, ItemTiles.build(x), 10) == "triton"
+    assert _choose("auto", x, ItemTiles.build(x), 500) == "reference"
+
+
+def test_steps_with_a_plan_have_the_same_gradients_again():
+    """Item vectors get theirs from segment sums, not from a scatter."""
+    import numpy as np
+
+    from padkern.data.dataset import Ragged
+    from padkern.data.plan import BatchPlanner, PlanSource
+
+    lengths = np.random.default_rng(0).integers(2, 9, 64)
+    values = np.random.default_rng(1).integers(1, 41, lengths.sum())
+    source = PlanSource(Ragged.from_lengths(values, lengths), num_items=40, max_len=8)
+    plan = BatchPlanner(source, negatives=2).plan(np.arange(64), 0).keyed(3, 5).to("cuda")
+    assert plan.local_inputs.groups is not None
+    bins = torch.arange(41) % 5 + 1
+    bins[0] = 0
+    text = torch.randn(41, 12)
+    text[0] = 0
+    model = TripleExpert(40, text, bins, dim=16, max_len=8, num_layers=1).cuda()
+    table = torch.randn(40, 16, device="cuda", requires_grad=True)
+    expert = model.experts["rec"]
+    gradients = []
+    for _ in range(5):
+        states = expert.encode(table[: len(plan.unique)], plan.local_inputs)
+        gradients.append(torch.autograd.grad(states.square().sum(), table)[0])
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
 def test_a_triple_expert_learns_on_the_gpu():
     num_items, text = 60, torch.randn(61, 12)
     text[0] = 0

@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
-@pytest.mark.parametrize("op", ["short_attention", "ranking"])
+@pytest.mark.parametrize("op", ["short_attention", "ranking", "segments"])
 def test_the_triton_backend_in_the_interpreter(op):
     cases = Path(__file__).with_name(f"test_{op}_triton.py")
     command = [sys.executable, "-m", "pytest", str(cases), "-q", "-x", "-m", "not gpu"]
