@@ -123,6 +123,22 @@ def test_no_rank_depends_on_the_request_or_the_order(dtype):
         assert torch.equal(part, whole[first:last])
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_user_is_left_only_when_it_is_beaten(late, monkeypatch):
+    """One program walks a stage: four better items in its first tile, maybe a fifth later."""
+    from padkern.ops.ranking import triton_impl
+
+    monkeypatch.setattr(triton_impl, "_PROGRAMS", 1)
+    matrix = torch.zeros(600, 1, device=DEVICE)
+    matrix[1] = 1
+    matrix[300:304] = 2
+    matrix[450] = 2 * late
+    none, offsets = torch.zeros(0).long().to(DEVICE), torch.zeros(2).long().to(DEVICE)
+    arguments = (matrix[1:2], matrix, torch.ones(1).long().to(DEVICE), none, offsets)
+    got = count_ranks(*arguments, at_most=5, backend="triton")
+    assert got.tolist() == [torch.inf if late else 5.0]
+
+
 @pytest.mark.parametrize("ties", [False, True], ids=["real", "ties"])
 @pytest.mark.parametrize("k", [1, 5, 16, 120])
 def test_best_items_against_a_sort(k, ties):

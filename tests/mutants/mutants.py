@@ -509,7 +509,7 @@ SEQUENCE = (
         "triton_kernels.py",
         "<= 2 * tl.cast(at_most, tl.int64) - 2",
         "<= 2 * tl.cast(at_most, tl.int64) - 4",
-        "options or order",
+        "beaten",
     ),
     _sequence(
         "triton_segments_skip_a_piece",

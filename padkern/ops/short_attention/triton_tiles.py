@@ -70,6 +70,7 @@ def tile_tokens(
 
 @triton.jit
 def store_rows(ptr, x, token, valid, chunk, dim, stride, BLOCK_D: tl.constexpr):
+    """Columns [chunk, chunk + BLOCK_D) of the valid tokens' rows."""
     feature = chunk + tl.arange(0, BLOCK_D)
     at = token[:, None] * stride + feature[None, :]
     tl.store(ptr + at, x, mask=valid[:, None] & (feature < dim)[None, :])
