@@ -32,7 +32,8 @@ BENCH_ARGS ?=
 # make bench-report reads them there; without one it reads every device's.
 BENCH_DEVICE ?=
 GPU_SUITES := benchmarks/bench_cuda.py benchmarks/bench_mkmmd_gpu.py \
-              benchmarks/bench_experts_gpu.py
+              benchmarks/bench_experts_gpu.py \
+              benchmarks/bench_sequence_gpu.py
 CPU_SUITES := $(filter-out $(GPU_SUITES),$(wildcard benchmarks/bench_*.py))
 
 # The package under test is the built and installed one: without this, Python would put the working

@@ -307,4 +307,5 @@ PYBIND11_MODULE(_C, m) {
   padkern::bind_encoder(m);
   padkern::bind_linear(m);
   padkern::bind_ranking(m);
+  padkern::bind_segments(m);
 }

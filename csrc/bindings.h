@@ -39,5 +39,6 @@ void bind_catalogue_loss(py::module_& m);
 void bind_encoder(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_ranking(py::module_& m);
+void bind_segments(py::module_& m);
 
 }  // namespace padkern

@@ -57,6 +57,39 @@ def test_ranks_match_the_cpu():
     torch.testing.assert_close(torch.as_tensor(found).cpu(), torch.as_tensor(expected))
 
 
+def test_sequences_take_triton_by_name_alone():
+    from padkern.ops.ranking.op import ItemTiles, _choose
+    from padkern.ops.segments.op import _choose as choose_segments
+    from padkern.ops.short_attention.op import _choose as choose_attention
+
+    x, ids = torch.randn(5, 4).cuda(), torch.tensor([0, 5]).cuda()
+    for backend, chosen in (("auto", "reference"), ("triton", "triton")):
+        assert choose_attention(backend, ids, 5, x)[0] == chosen
+        assert choose_segments(backend, x, ids, ids) == chosen
+        assert _choose(backend, x, ItemTiles.build(x), 10) == chosen
+
+
+def test_expansion_has_the_same_gradient_again():
+    """A segment sum, not a scatter."""
+    import numpy as np
+
+    from padkern.data.dataset import Ragged
+    from padkern.data.plan import BatchPlanner, PlanSource
+    from padkern.ops.segments import expand
+
+    lengths = np.random.default_rng(0).integers(2, 9, 64)
+    values = np.random.default_rng(1).integers(1, 41, lengths.sum())
+    source = PlanSource(Ragged.from_lengths(values, lengths), num_items=40, max_len=8)
+    packed = BatchPlanner(source, negatives=2).plan(np.arange(64), 0).to("cuda").local_inputs
+    table = torch.randn(len(packed.groups[1]) - 1, 16, device="cuda", requires_grad=True)
+    weight = torch.randn(len(packed.items), 16, device="cuda")
+    gradients = []
+    for _ in range(5):
+        rows = expand(table, packed.items, *packed.groups, backend="triton")
+        gradients.append(torch.autograd.grad((rows * weight).sum(), table)[0])
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
 def test_a_triple_expert_learns_on_the_gpu():
     num_items, text = 60, torch.randn(61, 12)
     text[0] = 0

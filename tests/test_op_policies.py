@@ -231,10 +231,11 @@ def test_numbers_at_the_edge(spec, backend, kind):
     if kind == "max" and not spec.differentiable:
         pytest.skip("a rank has no tolerance: sums beyond the largest number tie")
     shape = spec.shapes["odd"]
-    seen = 0
+    seen, floating = 0, 0
     for name, sample in spec.case(shape).arguments.items():
         if not (isinstance(sample, torch.Tensor) and sample.is_floating_point()):
             continue
+        floating += 1
         for place in (0, sample.numel() // 3, sample.numel() // 2, sample.numel() - 1):
             case = spec.case(shape)
             case.arguments[name].view(-1)[place] = VALUES[kind]
@@ -248,7 +249,7 @@ def test_numbers_at_the_edge(spec, backend, kind):
             else:  # float32 overflows where the float64 reference need not
                 assert not any(found[key] and not wanted[key] for key in found), text
             seen += 1
-    assert seen >= 8
+    assert seen == 4 * floating > 0
 
 
 @pytest.mark.parametrize(("spec", "backend"), _implementations(DIFFERENTIABLE))

@@ -42,6 +42,8 @@ class PackedSequences:
         grid: ``[T]`` int64 flat slot of each token in a ``[B, width]`` grid (tokens first).
         width: longest sequence of the batch.
         key: of the dropout masks in training; ``None``: encoders draw one from torch's generator.
+        groups: where ``items`` are rows of a table: ``slots [T]`` and ``starts [U + 1]`` as in
+            :func:`padkern.ops.segments.expand`; ``None``: not known.
     """
 
     items: Tensor
@@ -50,6 +52,7 @@ class PackedSequences:
     grid: Tensor
     width: int
     key: DropoutKey | None = None
+    groups: tuple[Tensor, Tensor] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -78,9 +81,10 @@ class PackedSequences:
         return grid.flatten(0, 1).index_select(0, self.grid)
 
     def to(self, device: torch.device | str) -> PackedSequences:
+        groups = self.groups and (self.groups[0].to(device), self.groups[1].to(device))
         return PackedSequences(
             self.items.to(device), self.offsets.to(device), self.positions.to(device),
-            self.grid.to(device), self.width, self.key,
+            self.grid.to(device), self.width, self.key, groups,
         )  # fmt: skip
 
     def keyed(self, seed: int, step: int) -> PackedSequences:

@@ -59,7 +59,8 @@ class BatchPlan:
     @property
     def local_inputs(self) -> PackedSequences:
         """The packed inputs with places in ``unique`` for item ids."""
-        return replace(self.inputs, items=self.input_rows)
+        groups = (self.slots[0], self.starts[0])
+        return replace(self.inputs, items=self.input_rows, groups=groups)
 
     def keyed(self, seed: int, step: int) -> BatchPlan:
         """The same batch with dropout masks that are a function of (seed, step)."""

@@ -11,8 +11,20 @@ from torch import Tensor, nn
 from padkern.data.batch import PackedSequences
 from padkern.models.encoder import SequenceEncoder
 from padkern.models.projection import Linear
+from padkern.ops.segments import expand
 
 TOWER_KINDS = ("id", "text", "fused")
+
+
+def item_vectors(table: Tensor, packed: PackedSequences) -> Tensor:
+    """``[T, d]`` rows of ``table`` for the packed items.
+
+    On a GPU their gradient is a segment sum where the batch plan has the segments. On the CPU
+    torch's scatter is as good and has less around it.
+    """
+    if packed.groups is None or table.is_cpu:
+        return table.index_select(0, packed.items)
+    return expand(table, packed.items, *packed.groups)
 
 
 class TextProjection(nn.Module):
@@ -194,7 +206,7 @@ class Expert(nn.Module):
 
         ``[B, d]``, those of each sequence's last token, with ``last``.
         """
-        x = table.index_select(0, packed.items)
+        x = item_vectors(table, packed)
         state = self.encoder(x, packed, last=last)
         if self.pool is not None:
             state = state + self.pool_scale * self.pool(x, packed, last=last)
@@ -242,6 +254,6 @@ class TextSpaceExpert(nn.Module):
 
     def encode(self, table: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
         """``[T, E]`` states of packed tokens, ``[B, E]`` of the last ones with ``last``."""
-        x = table.index_select(0, packed.items)
+        x = item_vectors(table, packed)
         pooled = self.pool(x, packed, last=last)
         return self.pool_scale * pooled + self.up(self.encoder(self.down(x), packed, last=last))

@@ -221,7 +221,8 @@ class OpSpec:
 
 def weights_of(value: Tensor) -> Tensor:
     """What the numbers of a value are multiplied with before they are summed to differentiate."""
-    return torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)
+    weights = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)
+    return weights.to(value.device)
 
 
 def _differentiate(function: Callable[..., Tensor], case: Case) -> Result:

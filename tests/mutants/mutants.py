@@ -537,6 +537,77 @@ TRITON_HEAD = (
     ),
 )
 
+
+def _sequence(name: str, op: str, file: str, old: str, new: str, words: str) -> Mutant:
+    tests = _select(f"test_{op}_triton", words)
+    return Mutant(name, f"padkern/ops/{op}/{file}", old, new, tests, _INTERPRET, "triton")
+
+
+SEQUENCE = (
+    _sequence(
+        "triton_attention_forgets_the_sequence_of_a_mask",
+        "short_attention",
+        "triton_kernels.py",
+        "counter1 = nothing + row.to(tl.uint32)[:, None]",
+        "counter1 = nothing + 0 * row.to(tl.uint32)[:, None]",
+        "options or cut",
+    ),
+    _sequence(
+        "triton_attention_lets_nan_into_other_sequences",
+        "short_attention",
+        "triton_kernels.py",
+        "x = tl.where(odd, 0.0, x)",
+        "x = tl.where(odd, x, x)",
+        "nan_and_infinity",
+    ),
+    _sequence(
+        "triton_attention_leaves_tokens_of_nobody",
+        "short_attention",
+        "triton_tiles.py",
+        "_store_nan(ptr, begin + longest, end, dim, stride, parts, part, BLOCK)",
+        "_store_nan(ptr, end, end, dim, stride, parts, part, BLOCK)",
+        "nobody",
+    ),
+    _sequence(
+        "triton_ranks_break_ties_by_the_higher_id",
+        "ranking",
+        "triton_kernels.py",
+        "((score == worst) & (id < worst_id))",
+        "((score == worst) & (id > worst_id))",
+        "best_items",
+    ),
+    _sequence(
+        "triton_ranks_stop_one_too_early",
+        "ranking",
+        "triton_kernels.py",
+        "<= 2 * tl.cast(at_most, tl.int64) - 2",
+        "<= 2 * tl.cast(at_most, tl.int64) - 4",
+        "beaten",
+    ),
+    _sequence(
+        "triton_segments_skip_a_piece",
+        "segments",
+        "triton_impl.py",
+        "for part in range(before, tl.load(ends_ptr + low)):",
+        "for part in range(before + 1, tl.load(ends_ptr + low)):",
+        "pieces",
+    ),
+    Mutant(
+        "segments_skip_their_last_slot",
+        "csrc/segments/segments_cpu.cpp",
+        "s = begin + 1; s < end; ++s",
+        "s = begin + 1; s + 1 < end; ++s",
+        _select("test_op_matrix", "matches_the_reference and segment_sum and native"),
+    ),
+    Mutant(
+        "expansion_forgets_its_segments",
+        "padkern/ops/segments/op.py",
+        "d_table = _sum(d_out, slots, starts, ctx.backend)",
+        "d_table = _sum(d_out, slots.flip(0), starts, ctx.backend)",
+        _select("test_segments", "expansion"),
+    ),
+)
+
 ATTENTION = "csrc/short_attention/short_attention_kernel.cpp"
 ADD_NORM = "csrc/dropout_add_norm/dropout_add_norm_kernel.cpp"
 LINEAR = "csrc/linear/linear_kernel.cpp"
@@ -674,4 +745,4 @@ READERS = (
 )
 
 MUTANTS = PYTHON + READERS + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + EXPERTS
-MUTANTS += TRITON + TRITON_HEAD
+MUTANTS += TRITON + TRITON_HEAD + SEQUENCE

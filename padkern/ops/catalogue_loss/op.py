@@ -90,8 +90,9 @@ _VALUE_GRAD = torch.ops.padkern.catalogue_loss_value_grad.default
 
 class _CatalogueFunction(torch.autograd.Function):
     """The last arguments: which derivatives to compute, and ``interpreted``: CPU tensors, for which
-    the registered ops would be the native ones, go to Triton's interpreter. Derivatives are saved in the compute dtype; backward
-    scales, then casts: loss scaling makes a factor of 65536 a normal case."""
+    the registered ops would be the native ones, go to Triton's interpreter. Derivatives are saved
+    in the compute dtype; backward scales, then casts: loss scaling makes a factor of 65536 a normal
+    case."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,11 +41,27 @@ def _topk_cpu(*args: Any) -> tuple[Tensor, ...]:
     return rank_topk_native(*args)
 
 
+def _pack_triton(item_matrix: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
+    from padkern.ops.ranking.triton_impl import rank_pack_items_triton
+
+    return rank_pack_items_triton(item_matrix, order)
+
+
+def _topk_triton(*args: Any) -> tuple[Tensor, ...]:
+    from padkern.ops.ranking.triton_impl import rank_topk_triton
+
+    return rank_topk_triton(*args)
+
+
+impl("padkern::rank_pack_items", "CUDA")(_pack_triton)
+impl("padkern::rank_topk", "CUDA")(_topk_triton)
+
+
 @register_fake("padkern::rank_pack_items")
 def _pack_fake(item_matrix: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
     from padkern.ops.ranking.native import panel_width
 
-    width = panel_width(item_matrix.dtype)
+    width = 1 if item_matrix.is_cuda else panel_width(item_matrix.dtype)
     panels = (item_matrix.shape[0] - 2) // width + 1
     return (
         item_matrix.new_empty(panels, item_matrix.shape[1], width),
@@ -79,6 +96,14 @@ def _topk_fake(
 
 _PACK = torch.ops.padkern.rank_pack_items.default
 _TOPK = torch.ops.padkern.rank_topk.default
+#: Longest list of best items of the Triton backend.
+MAX_TRITON_TOP_K = 128
+
+
+def _runs(backend: str, x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What packs and what ranks; Triton's interpreter takes tensors on the CPU, which the
+    registered ops give to the native backend."""
+    return (_pack_triton, _topk_triton) if backend == "triton" and x.is_cpu else (_PACK, _TOPK)
 
 
 class TopItems(NamedTuple):
@@ -102,7 +127,8 @@ class ItemTiles:
     Attributes:
         matrix: ``[N + 1, D]``, at least float32; row 0 is padding.
         item_tile: items per product of the reference.
-        order: int64 ``[N]`` in which the native backend walks the items, or None for id order.
+        order: int64 ``[N]`` in which the native and Triton backends walk the items, or None for id
+            order.
     """
 
     matrix: Tensor
@@ -142,12 +168,16 @@ class ItemTiles:
             self._made["tiles"] = reference.ItemTiles.build(self.matrix, self.item_tile)
         return self._made["tiles"]
 
-    def _packed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """The matrix in a dtype, its panels, and its largest absolute value."""
-        if dtype not in self._made:
+    def _packed(
+        self, dtype: torch.dtype, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The matrix in a dtype, its panels, its largest absolute value, and the order."""
+        if (dtype, backend) not in self._made:
             matrix = self.matrix.to(dtype)
-            self._made[dtype] = (matrix, *_PACK(matrix, self.order))
-        return self._made[dtype]
+            order = None if self.order is None else self.order.to(matrix.device)
+            packed = _runs(backend, matrix)[0](matrix, order)
+            self._made[dtype, backend] = (matrix, *packed, order)
+        return self._made[dtype, backend]
 
 
 def _check_at_most(at_most: int | None) -> int:
@@ -167,14 +197,25 @@ def _check_states(user_states: Tensor, items: ItemTiles) -> Tensor:
     return states.to(torch.promote_types(states.dtype, items.matrix.dtype))
 
 
-def _use_native(backend: str, states: Tensor, items: ItemTiles) -> bool:
-    def why_not() -> str | None:
-        return _backends.why_not_native(states, items.matrix)
+def _choose(backend: str, states: Tensor, items: ItemTiles, top_k: int) -> str:
+    def why_not_triton() -> str | None:
+        if top_k > MAX_TRITON_TOP_K:
+            return f"lists of best items must have at most {MAX_TRITON_TOP_K} places, got {top_k}"
+        return _backends.why_not_triton(states, items.matrix)
 
-    return _backends.resolve_backend(backend, why_not) == "native"
+    return _backends.choose_backend(
+        backend,
+        _backends.TRITON_BACKENDS,
+        {
+            "native": lambda: _backends.why_not_native(states, items.matrix),
+            "triton": why_not_triton,
+        },
+        ("native",),
+    )
 
 
-def _rank_native(
+def _rank(
+    backend: str,
     states: Tensor,
     items: ItemTiles,
     ids: tuple[Tensor, Tensor, Tensor],
@@ -182,9 +223,9 @@ def _rank_native(
     top_k: int,
     at_most: int,
 ) -> RankResult:
-    packed = items._packed(states.dtype)
-    ranks, tied, masked, nan_target, nan_others, top, _ = _TOPK(
-        states.detach(), *packed, items.order, *ids, bool(mask_repeats), top_k, at_most
+    packed = items._packed(states.dtype, backend)
+    ranks, tied, masked, nan_target, nan_others, top, _ = _runs(backend, states)[1](
+        states.detach(), *packed, *ids, bool(mask_repeats), top_k, at_most
     )
     return RankResult(ranks, tied, masked, nan_target, nan_others, top if top_k else None)
 
@@ -215,8 +256,9 @@ def rank_chunk(
     states = _check_states(user_states, items)
     ids = reference.as_ids(targets, seen_values, seen_offsets, states.device)
     reference.check_ids(*ids, batch=states.shape[0], num_items=items.num_items)
-    if _use_native(backend, states, items):
-        return _rank_native(states, items, ids, mask_repeats, top_k, limit)
+    chosen = _choose(backend, states, items, top_k)
+    if chosen != "reference":
+        return _rank(chosen, states, items, ids, mask_repeats, top_k, limit)
     with torch.autocast(states.device.type, enabled=False):
         result = reference.rank_chunk(
             states, items._tiles(), *ids, mask_repeats=mask_repeats, top_k=top_k
@@ -243,8 +285,8 @@ def count_ranks(
 
     No users x items matrix exists in any backend. A user's rank does not depend on how many others
     are asked for: the reference scores users in chunks of one size (the last one filled up by
-    repeating its last row), the native backend adds up every score in the same order wherever it
-    stands, so that equal item vectors tie exactly.
+    repeating its last row), the others add up every score in the same order wherever it stands, so
+    that equal item vectors tie exactly.
 
     Args:
         user_states: float ``[B, D]``.
@@ -256,12 +298,12 @@ def count_ranks(
         mask_repeats: exclude seen items, and make a seen target a miss; False ranks every item.
         chunk: users per product of the reference.
         item_tile: items per product of the reference, a multiple of 64.
-        at_most: return ranks above this as ``inf``, a miss at every cut-off up to it. The native
-            backend then stops scanning for a user whose rank is known to be above.
-        order: permutation of ``1..N`` in which the native backend walks the items; it changes no
+        at_most: return ranks above this as ``inf``, a miss at every cut-off up to it. All but the
+            reference then stop scanning for a user whose rank is known to be above.
+        order: permutation of ``1..N`` in which all but the reference walk the items; it changes no
             rank. With ``at_most``, popular items first let most users stop early.
-        backend: "auto", "reference" (plain torch, any device) or "native" (CPU). A named backend
-            never falls back; "auto" may.
+        backend: "auto", "reference" (plain torch, any device), "native" (CPU) or "triton" (GPU; up
+            to 128 best items). A named backend never falls back; "auto" may.
 
     Returns:
         float64 ``[B]``, 1 is best, half-integers possible; ``inf`` is a miss (seen target, NaN
@@ -279,8 +321,9 @@ def count_ranks(
     states = _check_states(user_states, items)
     ids = reference.as_ids(targets, seen_values, seen_offsets, states.device)
     reference.check_ids(*ids, batch=states.shape[0], num_items=items.num_items)
-    if _use_native(backend, states, items):
-        return _rank_native(states, items, ids, mask_repeats, 0, limit).ranks
+    chosen = _choose(backend, states, items, 0)
+    if chosen != "reference":
+        return _rank(chosen, states, items, ids, mask_repeats, 0, limit).ranks
     with torch.autocast(states.device.type, enabled=False):
         ranks = reference.count_ranks(
             states, items._tiles(), *ids, mask_repeats=mask_repeats, chunk=chunk
@@ -331,9 +374,10 @@ def top_k_items(
     some = torch.ones(batch, dtype=torch.int64)
     targets, values, offsets = reference.as_ids(some, seen_values, seen_offsets, states.device)
     reference.check_ids(targets, values, offsets, batch, items.num_items)
-    if _use_native(backend, states, items):
-        packed = items._packed(states.dtype)
-        out = _TOPK(states.detach(), *packed, items.order, None, values, offsets, True, k, 0)
-        return TopItems(*out[5:])
+    chosen = _choose(backend, states, items, k)
+    if chosen != "reference":
+        packed = items._packed(states.dtype, chosen)
+        run = _runs(chosen, states)[1]
+        return TopItems(*run(states.detach(), *packed, None, values, offsets, True, k, 0)[5:])
     with torch.autocast(states.device.type, enabled=False):
         return TopItems(*reference.top_items(states, items._tiles(), k, values, offsets))

@@ -7,6 +7,7 @@ one tensor, which is the gradient of a joint projection as it stands.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ MAX_TOKENS = 64
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor offsets, float scale, float dropout, SymInt seed, "
-    "SymInt step) -> Tensor"
+    "SymInt step, SymInt longest) -> Tensor"
 )
 define("padkern::short_attention", "(" + _ARGUMENTS)
 define("padkern::short_attention_grad", "(Tensor d_out, " + _ARGUMENTS)
@@ -32,66 +33,99 @@ define("padkern::short_attention_grad", "(Tensor d_out, " + _ARGUMENTS)
 def _value_cpu(*args: Any) -> Tensor:
     from padkern.ops.short_attention.native import short_attention_native
 
-    return short_attention_native(*args)
+    return short_attention_native(*args[:-1])
+
+
+def _value_triton(*args: Any) -> Tensor:
+    from padkern.ops.short_attention.triton_impl import short_attention_triton
+
+    return short_attention_triton(*args)
 
 
 @impl("padkern::short_attention_grad", "CPU")
 def _grad_cpu(*args: Any) -> Tensor:
     from padkern.ops.short_attention.native import short_attention_grad_native
 
-    return short_attention_grad_native(*args)
+    return short_attention_grad_native(*args[:-1])
+
+
+def _grad_triton(*args: Any) -> Tensor:
+    from padkern.ops.short_attention.triton_impl import short_attention_grad_triton
+
+    return short_attention_grad_triton(*args)
+
+
+impl("padkern::short_attention", "CUDA")(_value_triton)
+impl("padkern::short_attention_grad", "CUDA")(_grad_triton)
+
+
+def _result_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 @register_fake("padkern::short_attention")
 def _value_fake(q: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(q.shape)
+    return q.new_empty(q.shape, dtype=_result_dtype(q))
 
 
 @register_fake("padkern::short_attention_grad")
 def _grad_fake(d_out: Tensor, q: Tensor, *_: Any) -> Tensor:
     tokens, heads, dim = q.shape
-    return q.new_empty((tokens, 3, heads, dim))
+    return q.new_empty((tokens, 3, heads, dim), dtype=_result_dtype(q))
 
 
 _VALUE = torch.ops.padkern.short_attention.default
 _GRAD = torch.ops.padkern.short_attention_grad.default
 
 
+def _runs(backend: str, x: Tensor) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """What gives the states and the gradients; Triton's interpreter takes tensors on the CPU,
+    which the registered ops give to the native backend."""
+    return (_value_triton, _grad_triton) if backend == "triton" and x.is_cpu else (_VALUE, _GRAD)
+
+
 class _ShortAttentionFunction(torch.autograd.Function):
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *options: Any) -> Tensor:
-        return _VALUE(q, k, v, offsets, *options)
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, backend: str, *options: Any
+    ) -> Tensor:
+        return _runs(backend, q)[0](q, k, v, offsets, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:4])
-        ctx.options = inputs[4:]
+        ctx.backend, *ctx.options = inputs[4:]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _GRAD(d_out, *ctx.saved_tensors, *ctx.options).unbind(1)
-        needed = ctx.needs_input_grad
-        return (*(g if n else None for g, n in zip(gradients, needed, strict=False)), *[None] * 5)
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad
+        gradients = _runs(ctx.backend, d_out)[1](d_out, *saved, *ctx.options).unbind(1)
+        wanted = (
+            g.to(saved[0].dtype) if n else None for g, n in zip(gradients, needed, strict=False)
+        )
+        return (*wanted, *[None] * 7)
 
 
 class _JointFunction(torch.autograd.Function):
     """The same for q, k and v in one tensor [T, 3, H, d]: no gradient has to be put together."""
 
     @staticmethod
-    def forward(qkv: Tensor, offsets: Tensor, *options: Any) -> Tensor:
-        return _VALUE(*qkv.unbind(1), offsets, *options)
+    def forward(qkv: Tensor, offsets: Tensor, backend: str, *options: Any) -> Tensor:
+        return _runs(backend, qkv)[0](*qkv.unbind(1), offsets, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
-        ctx.options = inputs[2:]
+        ctx.backend, *ctx.options = inputs[2:]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         qkv, offsets = ctx.saved_tensors
-        return (_GRAD(d_out, *qkv.unbind(1), offsets, *ctx.options), *[None] * 5)
+        run = _runs(ctx.backend, d_out)[1]
+        gradient = run(d_out, *qkv.unbind(1), offsets, *ctx.options)
+        return (gradient.to(qkv.dtype), *[None] * 7)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
@@ -141,18 +175,39 @@ def _check_offsets(offsets: Tensor, tokens: int, longest: int | None) -> None:
         )
 
 
-def _why_not(offsets: Tensor, longest: int | None, *tensors: Tensor) -> str | None:
-    reason = _backends.why_not_native(offsets, *tensors)
-    if reason is not None or offsets.numel() < 2:
-        return reason
-    if longest is None:
-        # A compiler must not read the offsets: the kernel checks them again.
-        if torch.compiler.is_compiling():
+def _bound(offsets: Tensor, longest: int | None) -> int:
+    """At least the longest length; read from the offsets where nobody has said it."""
+    if longest is not None:
+        return longest
+    # A compiler must not read the offsets: the kernels deal with a bound that is wrong.
+    if torch.compiler.is_compiling() or offsets.numel() < 2:
+        return MAX_TOKENS
+    return max(1, int(offsets.diff().max()))
+
+
+def _choose(
+    backend: str, offsets: Tensor, longest: int | None, *tensors: Tensor
+) -> tuple[str, int]:
+    """The backend to run, and the bound that it is told."""
+    bound = MAX_TOKENS
+
+    def too_long() -> str | None:
+        nonlocal bound
+        bound = _bound(offsets, longest)
+        if bound <= MAX_TOKENS:
             return None
-        longest = int(offsets.diff().max())
-    if longest > MAX_TOKENS:
-        return f"offsets must give sequences of at most {MAX_TOKENS} tokens, got {longest}"
-    return reason
+        return f"offsets must give sequences of at most {MAX_TOKENS} tokens, got {bound}"
+
+    chosen = _backends.choose_backend(
+        backend,
+        _backends.TRITON_BACKENDS,
+        {
+            "native": lambda: _backends.why_not_native(offsets, *tensors) or too_long(),
+            "triton": lambda: _backends.why_not_triton(offsets, *tensors) or too_long(),
+        },
+        ("native",),
+    )
+    return chosen, bound
 
 
 def _fallback(
@@ -212,10 +267,12 @@ def short_attention(
         dropout: probability in [0, 1) of dropping a p.
         seed: ``0..2**63 - 1``.
         step: ``0..2**32 - 1``.
-        longest: upper bound of the lengths; spares reading them.
-        backend: "auto", "reference" (plain torch on a padded grid, any device) or "native" (CPU,
-            first order, at most 64 tokens). A named backend never falls back; "auto" may, for
-            longer sequences without dropout to ``scaled_dot_product_attention`` one by one.
+        longest: upper bound of the lengths; spares reading them, on a GPU waiting for it. Triton
+            gives NaN for tokens beyond it.
+        backend: "auto", "reference" (plain torch on a padded grid, any device), "native" (CPU,
+            first order, at most 64 tokens) or "triton" (GPU, likewise). A named backend never
+            falls back; "auto" may, for longer sequences without dropout to
+            ``scaled_dot_product_attention`` one by one.
 
     Returns:
         Tensor: ``[T, H, d]``; float64 if an input is float64, else float32. NaN or Inf in an input
@@ -231,15 +288,17 @@ def short_attention(
     _check(q, k, v, offsets)
     _check_options(scale, longest, dropout, seed, step)
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype, v.dtype) else torch.float32
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     factor = float(max(q.shape[2], 1) ** -0.5 if scale is None else scale)
     options = (factor, float(dropout), seed, step)
-    chosen = _backends.resolve_backend(backend, lambda: _why_not(offsets, longest, q, k, v))
-    if chosen != "native":
+    chosen, bound = _choose(backend, offsets, longest, q, k, v)
+    # Triton reads half inputs as they are.
+    if chosen != "triton" or not q.dtype == k.dtype == v.dtype:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if chosen == "reference":
         return _fallback(q, k, v, offsets, options, longest, backend)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _ShortAttentionFunction.apply(q, k, v, offsets, *options)
-    return _VALUE(q, k, v, offsets, *options)
+        return _ShortAttentionFunction.apply(q, k, v, offsets, chosen, *options, bound)
+    return _runs(chosen, q)[0](q, k, v, offsets, *options, bound)
 
 
 def short_attention_qkv(
@@ -271,11 +330,12 @@ def short_attention_qkv(
     if wanted:
         _check(qkv[:, 0], qkv[:, 1], qkv[:, 2], offsets)
         _check_options(scale, longest, dropout, seed, step)
-        why_not = lambda: _why_not(offsets, longest, qkv)  # noqa: E731
-        if _backends.resolve_backend(backend, why_not) == "native":
-            x = qkv.to(torch.float64 if qkv.dtype == torch.float64 else torch.float32)
+        chosen, bound = _choose(backend, offsets, longest, qkv)
+        if chosen != "reference":
+            x = qkv if chosen == "triton" else qkv.to(_result_dtype(qkv))
             factor = float(max(qkv.shape[3], 1) ** -0.5 if scale is None else scale)
-            return _JointFunction.apply(x, offsets, factor, float(dropout), seed, step)
+            options = (factor, float(dropout), seed, step, bound)
+            return _JointFunction.apply(x, offsets, chosen, *options)
     return short_attention(
         qkv[:, 0], qkv[:, 1], qkv[:, 2], offsets,
         scale=scale, dropout=dropout, seed=seed, step=step, longest=longest, backend=backend,

@@ -12,6 +12,7 @@ from padkern.testing.records.mkmmd import MKMMD
 from padkern.testing.records.mkmmd_batched import MKMMD_BATCHED
 from padkern.testing.records.mkmmd_witness import MKMMD_WITNESS
 from padkern.testing.records.ranking import RANKING
+from padkern.testing.records.segments import SEGMENT_SUM
 from padkern.testing.records.short_attention import SHORT_ATTENTION
 
 OP_SPECS: tuple[OpSpec, ...] = (
@@ -25,4 +26,5 @@ OP_SPECS: tuple[OpSpec, ...] = (
     DROPOUT_ADD_NORM,
     SHORT_ATTENTION,
     LINEAR,
+    SEGMENT_SUM,
 )

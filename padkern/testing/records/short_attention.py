@@ -99,7 +99,8 @@ def _raw(case: Case, backend: str) -> tuple[Any, ...]:
     given = case.arguments
     scale = given.get("scale", max(given["q"].shape[2], 1) ** -0.5)
     rest = (given.get("dropout", 0.0), given.get("seed", 0), given.get("step", 0))
-    return (*(given[name] for name in ("q", "k", "v", "offsets")), scale, *rest)
+    arrays = (given[name] for name in ("q", "k", "v", "offsets"))
+    return (*arrays, scale, *rest, given.get("longest", 64))
 
 
 def _raw_grad(case: Case, backend: str) -> tuple[Any, ...]:
