@@ -123,7 +123,7 @@ class ItemTower(nn.Module):
         """Vectors of the whole catalogue, or of some of its items.
 
         Args:
-            text: ``[N + 1, E]`` text matrix, row 0 zero.
+            text: ``[N + 1, E]`` text matrix, row 0 zero; with ``rows`` its rows ``[U, E]``.
             id_scale: ``[N + 1]`` factor on the ID vectors; 0 makes an item look unseen.
             rows: ``[U]`` item ids, each once; default all.
 
@@ -131,7 +131,6 @@ class ItemTower(nn.Module):
             ``[N + 1, d]``, or ``[U, d]`` with ``rows``.
         """
         if rows is not None:
-            text = text.index_select(0, rows)
             id_scale = None if id_scale is None else id_scale.index_select(0, rows)
         if self.kind == "text":
             return self.projected_text(text)
@@ -248,9 +247,8 @@ class TextSpaceExpert(nn.Module):
     def tower(
         self, text: Tensor, id_scale: Tensor | None = None, rows: Tensor | None = None
     ) -> Tensor:
-        """``[N + 1, E]``, or ``[U, E]`` for some rows: the text matrix itself; ``id_scale`` has
-        nothing to act on."""
-        return text if rows is None else text.index_select(0, rows)
+        """The text matrix, or the rows of it that are given; ``id_scale`` has nothing to act on."""
+        return text
 
     def encode(self, table: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
         """``[T, E]`` states of packed tokens, ``[B, E]`` of the last ones with ``last``."""

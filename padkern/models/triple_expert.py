@@ -104,7 +104,9 @@ class ExpertModel(nn.Module):
         scale = self.id_scale
         if hidden is not None:
             scale = scale.masked_fill(hidden, 0.0)
-        return [expert.tower(self.text, scale, rows) for expert in self.experts.values()]
+        # Gathered once for all towers: at 4096 values a row that is the largest copy of a step.
+        text = self.text if rows is None else self.text.index_select(0, rows)
+        return [expert.tower(text, scale, rows) for expert in self.experts.values()]
 
     def encode(
         self, tables: Sequence[Tensor], packed: PackedSequences, *, last: bool = False
