@@ -166,3 +166,20 @@ def test_the_environment_is_read_strictly(monkeypatch):
     monkeypatch.setenv("PADKERN_BENCH_NO_SUCH", "-1")
     with pytest.raises(ValueError, match="PADKERN_BENCH_NO_SUCH must be a whole number"):
         settings.count("PADKERN_BENCH_NO_SUCH", 4)
+
+
+def test_contenders_use_torchs_products():
+    """None of padkern's own linear maps is in what padkern is compared with."""
+    from peers.training import torch_products
+
+    from padkern.models import projection
+
+    kept = projection.linear
+    layer, x = projection.Linear(6, 4), torch.randn(5, 6)
+    with torch_products():
+        assert projection.linear is not kept
+        y = layer(x, relu=True)
+        assert "padkern" not in y.grad_fn.name().lower()
+        assert "Linear" not in y.grad_fn.name()
+    assert projection.linear is kept
+    assert "LinearFunction" in layer(x).grad_fn.name()

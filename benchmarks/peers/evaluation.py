@@ -15,7 +15,13 @@ from padkern.data.split import EvalSplit
 from padkern.models.triple_expert import TripleExpert
 
 from . import ranking
-from .training import gate_weights, packed_encoder, padded_encoder, slot_mask
+from .training import (
+    gate_weights,
+    packed_encoder,
+    padded_encoder,
+    slot_mask,
+    torch_products,
+)
 
 BATCHES = (16, 64, 256)
 
@@ -58,6 +64,7 @@ Order = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
+@torch_products()
 def authors_tables(model: TripleExpert, batch: int = 16) -> list[Tensor]:
     """Item vectors of the three experts: small batches, a list of rows, stacked."""
     rec, aligned, language = model.experts.values()
@@ -187,6 +194,7 @@ def packed_states(
 
 
 @torch.no_grad()
+@torch_products()
 def packed_evaluate(model: TripleExpert, split: EvalSplit, batch: int, chunk: int) -> Result:
     """One pass over the items, packed encoders, scores of ``chunk`` users counted at a time."""
     tables = model.tables()

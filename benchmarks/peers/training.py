@@ -5,6 +5,9 @@ Each is a function from a batch to the loss, so that one optimiser step means th
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -13,7 +16,22 @@ from torch import Tensor
 
 from padkern.data.batch import PackedSequences
 from padkern.data.plan import BatchPlan
+from padkern.models import projection
 from padkern.models.triple_expert import TripleExpert
+from padkern.ops.linear import linear
+
+
+@contextmanager
+def torch_products() -> Iterator[None]:
+    """Inside, linear maps of padkern's modules are torch's products: what others would run."""
+    kept = projection.linear
+    projection.linear = lambda x, weight, bias=None, *, relu=False: linear_ref(
+        x, weight, bias, relu
+    )
+    try:
+        yield
+    finally:
+        projection.linear = kept
 
 
 class Batch(NamedTuple):
@@ -83,6 +101,7 @@ def gradients(model: TripleExpert, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
+@torch_products()
 def packed_eager(model: TripleExpert, batch: Batch) -> Tensor:
     """Packed tokens in eager torch: grid for the attention, every other step an operation."""
     tables = model.tables()
@@ -95,6 +114,7 @@ def packed_eager(model: TripleExpert, batch: Batch) -> Tensor:
     )
 
 
+@torch_products()
 def packed_unique(model: TripleExpert, batch: Batch) -> Tensor:
     """The same from the vectors of the batch's different items alone, the loss in eager torch too:
     what a careful author writes without a compiler."""
@@ -113,6 +133,7 @@ def packed_unique(model: TripleExpert, batch: Batch) -> Tensor:
     return F.softplus(-scores[0]).mean() + F.softplus(scores[1]).mean()
 
 
+@torch_products()
 def packed_encoder(net, x: Tensor, packed: PackedSequences) -> Tensor:
     """States of packed tokens in eager torch, from their item vectors."""
     p = net.dropout if net.training else 0.0
@@ -133,6 +154,7 @@ def packed_encoder(net, x: Tensor, packed: PackedSequences) -> Tensor:
     return x
 
 
+@torch_products()
 def padded_authors(model: TripleExpert, batch: Batch) -> Tensor:
     """The release's step: every slot through every tower, three encoders in turn, float64 gate."""
     return _padded(model, batch, [padded_encoder] * 3, torch.float64)
