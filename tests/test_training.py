@@ -11,8 +11,10 @@ import torch
 
 from padkern.data.bins import frequency_bins
 from padkern.data.dataset import Dataset, Ragged
+from padkern.data.plan import PlanSource, TrainBatches
 from padkern.data.split import make_split
 from padkern.errors import CheckpointError, PadkernError, UsageError
+from padkern.models.triple_expert import TripleExpert
 from padkern.modules import FrequencyGate
 from padkern.pad.config import RunConfig
 from padkern.pad.folder import RunFolder
@@ -334,3 +336,37 @@ def test_incomplete_configuration_is_refused():
 def test_configuration_survives_yaml(preset):
     config = RunConfig.preset(preset).with_overrides(["seed=7", "align.gamma=0.3"])
     assert RunConfig.from_yaml(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize("encoder", ["sasrec", "sasrec_pre_ln"])
+def test_steps_have_the_same_bits_for_any_number_of_threads(native_core, encoder):
+    rng = np.random.default_rng(0)
+    text = torch.from_numpy(rng.normal(size=(301, 96))).float()
+    text[0] = 0
+    bins = torch.from_numpy(rng.integers(1, 11, 301))
+    bins[0] = 0
+    histories = Ragged.from_lists([rng.integers(1, 301, n) for n in rng.integers(2, 30, 96)])
+    source = PlanSource(histories, num_items=300, max_len=20, item_bins=bins.numpy())
+    batches = TrainBatches(source, batch_size=48, seed=1, phase="train", negatives=2)
+
+    def trained(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        model = TripleExpert(300, text, bins, dim=64, encoder=encoder).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for step, plan in enumerate(batches.epoch(0)):
+            keyed = plan.keyed(3, step)
+            losses = (model.plan_loss(keyed), model.loss(keyed.inputs, keyed.targets))
+            optimizer.zero_grad()
+            sum(losses).backward()
+            optimizer.step()
+        return list(model.parameters())
+
+    before = torch.get_num_threads()
+    try:
+        first = trained(1)
+        for threads in (2, 3):
+            for got, want in zip(trained(threads), first, strict=True):
+                assert torch.equal(got, want)
+    finally:
+        torch.set_num_threads(before)

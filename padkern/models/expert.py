@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
 from padkern.models.encoder import SequenceEncoder
-from padkern.models.projection import Linear
+from padkern.models.projection import Linear, project
 from padkern.ops.segments import expand
 
 TOWER_KINDS = ("id", "text", "fused")
@@ -163,16 +163,26 @@ class RecencyPool(nn.Module):
         self.register_buffer("lag", lag.clamp_min(0).long(), persistent=False)
         self.register_buffer("causal", (lag >= 0).float(), persistent=False)
 
-    def forward(self, x: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
-        """``[T, d]`` from ``[T, d]``; ``[B, d]``, those of the last tokens, with ``last``."""
+    def forward(
+        self, x: Tensor, packed: PackedSequences, scale: Tensor, *, last: bool = False
+    ) -> Tensor:
+        """``[T, d]`` from ``[T, d]``, times the scalar ``scale``; ``[B, d]``, those of the last
+        tokens, with ``last``.
+
+        The bits do not depend on the number of threads: the product is that of `project`, and the
+        scale multiplies the weights, so that its gradient sums over few numbers.
+        """
         width, batch = packed.width, packed.batch_size
         grid = x.new_zeros(batch * width, x.shape[1])
         grid = grid.index_copy(0, packed.grid, x).view(batch, width, -1)
         weight = self.log_weight.exp()[self.lag[:width, :width]] * self.causal[:width, :width]
+        weight = weight * scale
         if last:
             ends = weight.index_select(0, packed.last - packed.offsets[:-1])
-            return torch.bmm(ends[:, None], grid)[:, 0]
-        return torch.matmul(weight, grid).reshape(-1, x.shape[1])[packed.grid]
+            return (ends[:, :, None] * grid).sum(1)
+        columns = grid.transpose(1, 2).reshape(-1, width)
+        pooled = project(columns, weight).view(batch, -1, width).transpose(1, 2)
+        return pooled.reshape(batch * width, -1).index_select(0, packed.grid)
 
 
 class Expert(nn.Module):
@@ -208,7 +218,7 @@ class Expert(nn.Module):
         x = item_vectors(table, packed)
         state = self.encoder(x, packed, last=last)
         if self.pool is not None:
-            state = state + self.pool_scale * self.pool(x, packed, last=last)
+            state = state + self.pool(x, packed, self.pool_scale, last=last)
         return state
 
 
@@ -253,5 +263,5 @@ class TextSpaceExpert(nn.Module):
     def encode(self, table: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
         """``[T, E]`` states of packed tokens, ``[B, E]`` of the last ones with ``last``."""
         x = item_vectors(table, packed)
-        pooled = self.pool(x, packed, last=last)
-        return self.pool_scale * pooled + self.up(self.encoder(self.down(x), packed, last=last))
+        pooled = self.pool(x, packed, self.pool_scale, last=last)
+        return pooled + self.up(self.encoder(self.down(x), packed, last=last))

@@ -2,7 +2,7 @@
 
 All randomness of an epoch derives from (seed, phase, epoch), the dropout masks of the encoders from
 (seed, phase, step), so a phase that was killed and resumed at an epoch boundary gives the same bits
-as one that was not, on as many threads.
+as one that was not; on the CPU SASRec's steps have the same bits for any number of threads.
 """
 
 from __future__ import annotations
