@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from padkern.functional import mkmmd_loss
+from padkern.ops.gated_table import gated_table
 from padkern.ops.mkmmd.reference import DEFAULT_ALPHAS
 
 if TYPE_CHECKING:
@@ -177,10 +178,20 @@ class FrequencyGate(nn.Module):
         """Row of ``logit`` that items of ``unseen_bin`` read."""
         return unseen_bin
 
+    def fold(self, tables: Sequence[Tensor], bins: Tensor, *, backend: str = "auto") -> Tensor:
+        """``[N + 1, sum d_e]`` gated item matrix of the catalogue.
+
+        Args:
+            tables: item vectors ``[N + 1, d_e]`` of every expert.
+            bins: ``[N + 1]`` bins, hidden items in the unseen bin.
+            backend: of :func:`padkern.ops.gated_table.gated_table`.
+        """
+        return gated_table(tables, self.weights(), bins, backend=backend)
+
     def operands(
         self, tables: Sequence[Tensor], bins: Tensor, items: Tensor | None = None
     ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
-        """What the gated operations take: tables, weights ``[bins, E]`` and rows ``[n]`` of them.
+        """What the gated loss takes: tables, weights ``[bins, E]`` and rows ``[n]`` of them.
 
         Args:
             tables: item vectors ``[n, d_e]`` of every expert.

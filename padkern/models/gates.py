@@ -2,9 +2,10 @@
 
 Every gate sees the candidate item alone, so that the experts fold into one item matrix whatever the
 gate. The gated operations take a table ``[bins, E]`` and a row of it per item, and sum the table's
-gradient block by block: for tens of bins that costs nothing, for a row per item it would cost a
-table of the catalogue's size per block (CPU) or items x items comparisons (Triton). A gate per item
-therefore scales the experts' vectors itself, and hands the operations a table of ones.
+gradient block by block: for tens of bins that costs nothing, for a row per item it would take up to
+64 tables of the catalogue's size (CPU) or items x items comparisons (Triton). A gate per item
+therefore scales the experts' vectors itself, in plain torch on any device, and hands the gated loss
+a table of ones.
 """
 
 from __future__ import annotations
@@ -101,17 +102,25 @@ class ItemGate(FrequencyGate):
         """Row of ``logit`` that unseen items read."""
         return unseen_bin if self._unseen_row is None else self._unseen_row
 
+    def fold(self, tables: Sequence[Tensor], bins: Tensor, *, backend: str = "auto") -> Tensor:
+        """``[N + 1, sum d_e]`` gated item matrix; plain torch, whatever the ``backend``."""
+        return torch.cat(self._scaled(tables, self(bins)), 1)
+
     def operands(
         self, tables: Sequence[Tensor], bins: Tensor, items: Tensor | None = None
     ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
         """The tables scaled, a table of ones, and its only row; see the module."""
         weights = self(bins, items)
-        scaled = [table * weights[:, e : e + 1] for e, table in enumerate(tables)]
-        return scaled, weights.new_ones(1, len(tables)), torch.zeros_like(bins)
+        ones = weights.new_ones(1, len(tables))
+        return self._scaled(tables, weights), ones, torch.zeros_like(bins)
 
     def spread(self) -> Tensor:
         """Mean over the items of ``sum_e own_e^2``: the penalty on logits of their own."""
         return self._own()[1:].square().sum(1).mean()
+
+    @staticmethod
+    def _scaled(tables: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+        return [table * weights[:, e : e + 1] for e, table in enumerate(tables)]
 
     def _table(self) -> Tensor:
         return self.logit[: self.mix.shape[1]]

@@ -18,7 +18,6 @@ from padkern.data.batch import PackedSequences, pack, pack_ragged, unpad
 from padkern.models.build import build_expert
 from padkern.models.gates import build_gate
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
-from padkern.ops.gated_table import gated_table
 from padkern.ops.triple_expert import gated_bce_loss
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ class ExpertModel(nn.Module):
         """``[N + 1, sum d_e]`` gated item matrix; score = inner product with :meth:`encode`."""
         if self.gate is None:
             return tables[0]
-        return gated_table(*self.gate.operands(tables, self.bins(hidden)), backend=self.backend)
+        return self.gate.fold(tables, self.bins(hidden), backend=self.backend)
 
     def item_matrix(self, tables: Sequence[Tensor] | None = None) -> Tensor:
         """``[N + 1, sum d_e]`` folded item matrix, row 0 zero; from ``tables`` if given."""

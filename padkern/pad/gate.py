@@ -24,7 +24,6 @@ from padkern.data.split import EvalSplit
 from padkern.models.triple_expert import ExpertModel
 from padkern.modules import FrequencyGate
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
-from padkern.ops.gated_table import gated_table
 from padkern.ops.ranking import count_ranks
 from padkern.pad.config import GateConfig
 from padkern.pad.evaluation import Evaluation, evaluate
@@ -162,7 +161,7 @@ def _folded(
             warm if cold is warm else torch.where(hidden[:, None], cold, warm)
             for cold, warm in pairs
         ]
-    return gated_table(*gate.operands(tables, model.bins(hidden)), backend=model.backend)
+    return gate.fold(tables, model.bins(hidden), backend=model.backend)
 
 
 @torch.no_grad()
