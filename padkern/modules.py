@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from padkern.functional import mkmmd_loss
+from padkern.ops.gated_table import gated_table
 from padkern.ops.mkmmd.reference import DEFAULT_ALPHAS
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FrequencyGate", "MKMMDLoss"]
 
-GATE_FORMS = ("scale", "sigmoid")
+GATE_FORMS = ("scale", "sigmoid", "uniform")
 
 
 class MKMMDLoss(nn.Module):
@@ -131,16 +132,22 @@ class FrequencyGate(nn.Module):
         num_experts: E.
         form: ``"scale"``: weights are ``exp(logit)``, free positive scales, because scores of
             different experts do not live on one scale; ``"sigmoid"``: the authors' sigmoid divided
-            by its sum over experts.
+            by its sum over experts; ``"uniform"``: 1 / E for every item, not learned.
+
+    Raises:
+        ValueError: another form. :func:`padkern.models.gates.build_gate` has more of them.
     """
+
+    FORMS: tuple[str, ...] = GATE_FORMS
 
     def __init__(self, num_bins: int, num_experts: int = 3, *, form: str = "scale") -> None:
         super().__init__()
-        if form not in GATE_FORMS:
-            raise ValueError(f"form must be one of {GATE_FORMS}, got {form!r}")
+        if form not in self.FORMS:
+            raise ValueError(f"form must be one of {self.FORMS}, got {form!r}")
         self.form = form
         # Sum over experts of about 1, so that scores start on the scale of one expert.
-        self.logit = nn.Parameter(torch.full((num_bins + 1, num_experts), -math.log(num_experts)))
+        start = torch.full((num_bins + 1, num_experts), -math.log(num_experts))
+        self.logit = nn.Parameter(start, requires_grad=form != "uniform")
 
     @torch.no_grad()
     def reset_parity(self, aligned: float = -4.0) -> None:
@@ -148,13 +155,47 @@ class FrequencyGate(nn.Module):
         ramp = torch.linspace(0, 1, len(self.logit), device=self.logit.device)
         self.logit.copy_(torch.stack([1 - ramp, aligned - ramp, ramp], 1))
 
+    def fresh(self) -> Tensor:
+        """Logits of equal weights 1 / E, of the shape of ``logit``."""
+        return torch.full_like(self.logit.detach(), -math.log(self.logit.shape[1]))
+
     def weights(self) -> Tensor:
         """``[num_bins + 1, E]`` positive weights."""
-        if self.form == "scale":
-            return self.logit.exp()
-        w = self.logit.sigmoid()
-        return w / w.sum(1, keepdim=True)
+        if self.form == "sigmoid":
+            w = self.logit.sigmoid()
+            return w / w.sum(1, keepdim=True)
+        return self.logit.exp()
 
     def forward(self, bins: Tensor) -> Tensor:
         """``[n, E]`` weights of items in ``bins [n]``."""
         return self.weights().index_select(0, bins)
+
+    def per_bin(self, bins: Tensor, num_bins: int) -> Tensor:
+        """``[num_bins + 1, E]`` weights to show, one row per bin of the catalogue ``bins``."""
+        return self.weights()
+
+    def unseen_row(self, unseen_bin: int) -> int:
+        """Row of ``logit`` that items of ``unseen_bin`` read."""
+        return unseen_bin
+
+    def fold(self, tables: Sequence[Tensor], bins: Tensor, *, backend: str = "auto") -> Tensor:
+        """``[N + 1, sum d_e]`` gated item matrix of the catalogue.
+
+        Args:
+            tables: item vectors ``[N + 1, d_e]`` of every expert.
+            bins: ``[N + 1]`` bins, hidden items in the unseen bin.
+            backend: of :func:`padkern.ops.gated_table.gated_table`.
+        """
+        return gated_table(tables, self.weights(), bins, backend=backend)
+
+    def operands(
+        self, tables: Sequence[Tensor], bins: Tensor, items: Tensor | None = None
+    ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+        """What the gated loss takes: tables, weights ``[bins, E]`` and rows ``[n]`` of them.
+
+        Args:
+            tables: item vectors ``[n, d_e]`` of every expert.
+            bins: ``[n]`` bins of these items, hidden ones in the unseen bin.
+            items: ``[n]`` ids of these items, each once; default the whole catalogue in order.
+        """
+        return tables, self.weights(), bins

@@ -30,6 +30,15 @@ WAYS = {
     "held-out targets": [GATE + "cold_tolerance=0", GATE + "hide=0"],
     "held-out targets, unseen items raised": [GATE + "hide=0"],
     "held-out targets, unseen items raised, rare items hidden": [GATE + "hide=0.5"],
+    "held-out targets, rare items hidden in the fit, unseen items raised": [
+        GATE + "fit_hide=0.5",
+        GATE + "hide=0",
+    ],
+    "continuous, held-out targets, unseen items raised": [
+        GATE + "form=continuous",
+        GATE + "hide=0",
+    ],
+    "per item, held-out targets, unseen items raised": [GATE + "form=per_item", GATE + "hide=0"],
 }
 GROUPS = ("all", "freq_0", "freq_1_5", "freq_6_50", "freq_gt_50")
 
@@ -62,7 +71,7 @@ def main() -> None:
         metrics = phases.validation("pad", model).metrics()
         results[name] = {
             "metrics": {g: metrics[g] for g in GROUPS},
-            "weights": model.gate.weights().tolist()[1:],
+            "weights": model.gate.per_bin(model.item_bins, bins.num_bins).tolist()[1:],
         }
         cells = " ".join(f"{metrics[g]['hit@10']:.4f}/{metrics[g]['ndcg@10']:.4f}" for g in GROUPS)
         print(f"{name}: {cells}", flush=True)

@@ -81,6 +81,7 @@ def build_expert(
     num_heads: int = 2,
     dropout: float = 0.2,
     fuse: str = "sum",
+    null_dim: int = 32,
     text_layers: int = 0,
     pool_decay: float | None = None,
     pool_scale: float = 3.0,
@@ -101,22 +102,25 @@ def build_expert(
             ``"caser"`` neither heads nor layers.
         encoder: name or factory, see :func:`build_encoder`.
         encoder_options: further arguments of the encoder, such as ``{"window": 8}`` of a Caser.
-        fuse, text_layers: see :class:`ItemTower`.
+        fuse, null_dim, text_layers: see :class:`ItemTower`.
         pool_decay: decay of the recency path of experts that see text, ``None`` for none; a
             ``"text_space"`` expert always has one, by default with decay 0.6.
         pool_scale: starting factor of that path; a ``"text_space"`` expert's is 10.
         language: what a ``"text"`` expert is: ``"text_space"`` (:class:`TextSpaceExpert`) or
             ``"projected"`` (projected text through the same form as the others).
-        id_init: free ID vectors start ``"scaled"`` (norm about 1/2, padding row zero) or
-            ``"xavier"`` (the release: spread depends on the catalogue size, padding row random).
+        id_init: free ID vectors start ``"scaled"`` (norm about 1/2, padding row zero), ``"xavier"``
+            (the release: spread depends on the catalogue size, padding row random) or ``"text"``:
+            as ``"scaled"``, the leading text columns in place of the random numbers.
 
     Raises:
         TypeError, ValueError: an unknown encoder or option.
+
+    Source: ``id_init="text"`` after LLMInit, Zhang et al. 2025, arXiv:2503.01814.
     """
     if language not in ("text_space", "projected"):
         raise ValueError(f"language must be 'text_space' or 'projected', got {language!r}")
-    if id_init not in ("scaled", "xavier"):
-        raise ValueError(f"id_init must be 'scaled' or 'xavier', got {id_init!r}")
+    if id_init not in ("scaled", "xavier", "text"):
+        raise ValueError(f"id_init must be 'scaled', 'xavier' or 'text', got {id_init!r}")
     net = build_encoder(
         encoder, dim, max_len,
         num_layers=num_layers, num_heads=num_heads, dropout=dropout, **(encoder_options or {}),
@@ -126,19 +130,22 @@ def build_expert(
     if kind == "id":
         pool_decay = None
     tower = ItemTower(
-        kind, num_items, text.shape[1], dim, fuse=fuse, hidden_layers=text_layers, dropout=dropout
-    )
+        kind, num_items, text.shape[1], dim,
+        fuse=fuse, null_dim=null_dim, hidden_layers=text_layers, dropout=dropout,
+    )  # fmt: skip
     if kind != "text" and id_init == "xavier":
         nn.init.xavier_normal_(tower.id)
     elif kind == "id":
         nn.init.normal_(tower.id, std=0.5 * dim**-0.5)
         with torch.no_grad():
             tower.id[0] = 0.0
+            if id_init == "text":
+                _start_as_text(tower.id, text)
     if tower.join is not None:
         join: Any = tower.join[1]
         nn.init.xavier_normal_(join.weight)
         nn.init.zeros_(join.bias)
-    if kind != "id":
+    if kind != "id" and tower.text_columns is None:
         tower.project.reset_parameters(text)
         projection: Any = tower.project.layers[0]
         first = projection.weight
@@ -146,3 +153,20 @@ def build_expert(
             with torch.no_grad():
                 first.copy_(torch.eye(*first.shape))
     return Expert(tower, net, pool_decay=pool_decay, pool_scale=pool_scale)
+
+
+def _start_as_text(ids: Tensor, text: Tensor) -> None:
+    """Leading text columns into the ID vectors ``[N + 1, d]``, on their scale: norm about 1/2.
+
+    A text narrower than d leaves the last columns as they are. Items without text stay random: a
+    zero vector for all of them would make them one item.
+    """
+    dim = ids.shape[1]
+    words = text[:, :dim]
+    norms = words.norm(dim=1, keepdim=True)
+    told = norms > 0
+    if not bool(told.any()):
+        return
+    wanted = 0.5 * (words.shape[1] / dim) ** 0.5
+    words = words * (wanted / norms[told].mean())
+    ids[:, : words.shape[1]] = torch.where(told, words, ids[:, : words.shape[1]])

@@ -14,6 +14,7 @@ from padkern.models.projection import Linear, project
 from padkern.ops.segments import expand
 
 TOWER_KINDS = ("id", "text", "fused")
+FUSES = ("sum", "cat", "null_space")
 
 
 def item_vectors(table: Tensor, packed: PackedSequences) -> Tensor:
@@ -80,10 +81,19 @@ class ItemTower(nn.Module):
         num_items: catalogue size N.
         text_dim: width E of the text matrix (ignored by ``"id"``).
         dim: width d.
-        fuse: how ``"fused"`` joins the two: ``"sum"``, or ``"cat"`` (the authors'
-            dropout, Linear(2d -> d), GELU on the concatenation).
+        fuse: how ``"fused"`` joins the two: ``"sum"``; ``"cat"`` (the authors' dropout,
+            Linear(2d -> d), GELU on the concatenation); or ``"null_space"``: the first
+            ``d - null_dim`` text columns as they are, and IDs in coordinates of their own, where
+            the text has nothing to say and the IDs nothing to overwrite.
+        null_dim: width of the IDs with ``"null_space"``.
         hidden_layers: see :class:`TextProjection`.
         dropout: inside the projection and the ``"cat"`` map.
+
+    Raises:
+        ValueError: an unknown kind or fuse, or a null space that does not fit.
+
+    Source: ``"null_space"`` after AlphaFuse, Hu et al. 2025, arXiv:2504.19218, with the principal
+    components of the text (``text.pca``) as the row space.
     """
 
     def __init__(
@@ -94,19 +104,30 @@ class ItemTower(nn.Module):
         dim: int,
         *,
         fuse: str = "sum",
+        null_dim: int = 32,
         hidden_layers: int = 0,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if kind not in TOWER_KINDS:
             raise ValueError(f"kind must be one of {TOWER_KINDS}, got {kind!r}")
-        if fuse not in ("sum", "cat"):
-            raise ValueError(f"fuse must be 'sum' or 'cat', got {fuse!r}")
+        if fuse not in FUSES:
+            raise ValueError(f"fuse must be one of {FUSES}, got {fuse!r}")
         self.kind = kind
         self.join: nn.Sequential | None = None
+        #: Text columns taken as they are; None where the text is projected.
+        self.text_columns: int | None = None
+        if kind == "fused" and fuse == "null_space":
+            if not 0 < null_dim < dim or text_dim < dim - null_dim:
+                raise ValueError(
+                    f"null_dim must be from 1 to {dim - 1} and leave at most {text_dim} of {dim} "
+                    f"coordinates to the text, got {null_dim}"
+                )
+            self.text_columns = dim - null_dim
         if kind != "text":
-            self.id = nn.Parameter(torch.zeros(num_items + 1, dim))
-        if kind != "id":
+            width = dim if self.text_columns is None else null_dim
+            self.id = nn.Parameter(torch.zeros(num_items + 1, width))
+        if kind != "id" and self.text_columns is None:
             self.project = TextProjection(
                 text_dim, dim, hidden_layers=hidden_layers, dropout=dropout
             )
@@ -114,7 +135,12 @@ class ItemTower(nn.Module):
             self.join = nn.Sequential(nn.Dropout(dropout), Linear(2 * dim, dim), nn.GELU())
 
     def projected_text(self, text: Tensor) -> Tensor:
-        """``[N + 1, d]`` projected text; the padding row stays zero in the linear form."""
+        """``[N + 1, d]`` projected text; the padding row stays zero in the linear form.
+
+        With ``"null_space"`` the text columns ``[N + 1, d - null_dim]``.
+        """
+        if self.text_columns is not None:
+            return text[:, : self.text_columns]
         return self.project(text)
 
     def forward(
@@ -139,6 +165,8 @@ class ItemTower(nn.Module):
         if self.kind == "id":
             return ids
         words = self.projected_text(text)
+        if self.text_columns is not None:
+            return torch.cat([words, ids], 1)
         if self.join is None:
             return ids + words
         return self.join(torch.cat([ids, words], 1))

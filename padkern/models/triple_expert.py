@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences, pack, pack_ragged, unpad
 from padkern.models.build import build_expert
-from padkern.modules import FrequencyGate
+from padkern.models.gates import build_gate
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
-from padkern.ops.gated_table import gated_table
 from padkern.ops.triple_expert import gated_bce_loss
 
 if TYPE_CHECKING:
@@ -37,7 +36,9 @@ class ExpertModel(nn.Module):
         item_bins: ``[N + 1]`` int64 frequency bin of every item, 0 for padding.
         unseen_bin: bin of items without a training interaction. They get a zero ID vector and are
             left out of training losses; ``None`` treats every item alike.
-        gate_form: see :class:`FrequencyGate`.
+        gate_form: see :func:`padkern.models.gates.build_gate`.
+        gate_knots: of the ``"continuous"`` gate.
+        train_frequency: ``[N + 1]`` training counts; needed by the ``"continuous"`` gate.
         backend: of the gated item matrix and of both losses.
 
     Raises:
@@ -59,6 +60,8 @@ class ExpertModel(nn.Module):
         *,
         unseen_bin: int | None = None,
         gate_form: str = "scale",
+        gate_knots: int = 6,
+        train_frequency: Tensor | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -81,10 +84,13 @@ class ExpertModel(nn.Module):
         seen = bins > 0 if unseen_bin is None else (bins > 0) & (bins != unseen_bin)
         self.register_buffer("id_scale", seen.to(torch.float32))
         self.gate = (
-            FrequencyGate(num_bins, len(self.experts), form=gate_form)
+            build_gate(
+                gate_form, bins, len(self.experts), num_bins=num_bins, unseen_bin=unseen_bin,
+                train_frequency=train_frequency, knots=gate_knots,
+            )
             if len(self.experts) > 1
             else None
-        )
+        )  # fmt: skip
 
     @property
     def num_items(self) -> int:
@@ -136,7 +142,7 @@ class ExpertModel(nn.Module):
         """``[N + 1, sum d_e]`` gated item matrix; score = inner product with :meth:`encode`."""
         if self.gate is None:
             return tables[0]
-        return gated_table(tables, self.gate.weights(), self.bins(hidden), backend=self.backend)
+        return self.gate.fold(tables, self.bins(hidden), backend=self.backend)
 
     def item_matrix(self, tables: Sequence[Tensor] | None = None) -> Tensor:
         """``[N + 1, sum d_e]`` folded item matrix, row 0 zero; from ``tables`` if given."""
@@ -240,7 +246,9 @@ class ExpertModel(nn.Module):
         tables = self.tables(hidden, plan.unique)
         states = self.encode(tables, plan.local_inputs)
         bins = plan.bins if self.gate is None else self.bins(hidden).index_select(0, plan.unique)
-        return self._gated_bce(tables, states, bins, plan.target_rows, plan.negative_rows)
+        return self._gated_bce(
+            tables, states, bins, plan.target_rows, plan.negative_rows, items=plan.unique
+        )
 
     def _gated_bce(
         self,
@@ -249,12 +257,14 @@ class ExpertModel(nn.Module):
         bins: Tensor,
         targets: Tensor,
         negatives: Tensor,
+        items: Tensor | None = None,
     ) -> Tensor:
-        """The gated loss; ``targets`` and ``negatives`` are rows of ``tables`` and ``bins``."""
+        """The gated loss; ``targets`` and ``negatives`` are rows of ``tables`` and ``bins``, those
+        of ``items``, by default of the whole catalogue."""
         if self.gate is None:
             weights, bins = states.new_ones(1, 1), torch.zeros_like(bins)
         else:
-            weights = self.gate.weights()
+            tables, weights, bins = self.gate.operands(tables, bins, items)
         width = max(table.shape[1] for table in tables)
         parts = states.split([table.shape[1] for table in tables], 1)
         users = torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
@@ -326,15 +336,21 @@ class TripleExpert(ExpertModel):
         backend: of the gated item matrix and of both losses: "auto", "reference", "native"
             or "triton".
         unseen_bin: bin of items never seen in training; ``None``: no such bin.
-        gate_form: ``"scale"`` or ``"sigmoid"``, see :class:`FrequencyGate`.
-        fuse: ``"sum"`` or ``"cat"``, how the aligned expert joins ID and text vectors.
+        gate_form: ``"scale"``, ``"sigmoid"``, ``"uniform"``, ``"continuous"`` or ``"per_item"``,
+            see :func:`padkern.models.gates.build_gate`.
+        gate_knots: of the ``"continuous"`` gate.
+        train_frequency: ``[N + 1]`` training counts; needed by the ``"continuous"`` gate.
+        fuse: ``"sum"``, ``"cat"`` or ``"null_space"``, how the aligned expert joins ID and text
+            vectors, see :class:`padkern.models.expert.ItemTower`.
+        null_dim: width of the IDs with ``"null_space"``.
         text_layers: hidden layers of the text projections.
         pool_decay: starting decay of the recency path of the experts that see text; ``None``: none
             (0.6 in the ``"text_space"`` language expert, which always has one).
         pool_scale: starting factor of the aligned expert's recency path.
         language: ``"text_space"`` (the language expert scores in the text space, width E) or
             ``"projected"`` (width d, as released).
-        id_init: ``"scaled"`` or ``"xavier"``, see :func:`padkern.models.build.build_expert`.
+        id_init: ``"scaled"``, ``"xavier"`` or ``"text"``, see
+            :func:`padkern.models.build.build_expert`.
 
     Shape:
         ``forward(items [T], offsets [B + 1])`` gives ``[B, W]``; ``item_matrix()`` gives
@@ -364,7 +380,10 @@ class TripleExpert(ExpertModel):
         backend: str = "auto",
         unseen_bin: int | None = None,
         gate_form: str = "scale",
+        gate_knots: int = 6,
+        train_frequency: Tensor | None = None,
         fuse: str = "sum",
+        null_dim: int = 32,
         text_layers: int = 0,
         pool_decay: float | None = 0.6,
         pool_scale: float = 3.0,
@@ -378,11 +397,12 @@ class TripleExpert(ExpertModel):
                 kind, num_items, text, dim=dim, max_len=max_len,
                 encoder=encoder, encoder_options=encoder_options,
                 num_layers=num_layers, num_heads=num_heads, dropout=dropout, fuse=fuse,
-                text_layers=text_layers, pool_decay=pool_decay, pool_scale=pool_scale,
-                language=language, id_init=id_init,
+                null_dim=null_dim, text_layers=text_layers, pool_decay=pool_decay,
+                pool_scale=pool_scale, language=language, id_init=id_init,
             )
             for name, kind in zip(self.NAMES, ("id", "fused", "text"), strict=True)
         }  # fmt: skip
         super().__init__(
-            experts, text, item_bins, unseen_bin=unseen_bin, gate_form=gate_form, backend=backend
-        )
+            experts, text, item_bins, unseen_bin=unseen_bin, gate_form=gate_form,
+            gate_knots=gate_knots, train_frequency=train_frequency, backend=backend,
+        )  # fmt: skip

@@ -53,14 +53,19 @@ class ModelConfig(Section):
     """Form and size of the experts; see :func:`padkern.models.build.build_expert`."""
 
     dim: int = Field(64, ge=1)
-    id_init: Literal["scaled", "xavier"] = "scaled"
+    id_init: Literal["scaled", "xavier", "text"] = Field(
+        "scaled", description="free ID vectors start random (scaled, xavier) or as the text (text)"
+    )
     max_len: int = Field(20, ge=1)
     encoder: str = Field("sasrec", description="sasrec, sasrec_pre_ln, gru4rec, caser, registered")
     num_layers: int = Field(2, ge=1, description="of every encoder but caser")
     num_heads: int = Field(2, ge=1, description="of sasrec and sasrec_pre_ln")
     caser: CaserConfig = CaserConfig()
     dropout: float = Field(0.2, ge=0, lt=1)
-    fuse: Literal["sum", "cat"] = "sum"
+    fuse: Literal["sum", "cat", "null_space"] = Field(
+        "sum", description="how the aligned expert joins IDs and text"
+    )
+    null_dim: int = Field(32, ge=1, description="coordinates of the IDs with fuse null_space")
     text_layers: int = Field(0, ge=0)
     pool_decay: float | None = Field(0.6, gt=0, le=1, description="recency path; None: none")
     pool_scale: float = Field(3.0, gt=0, description="starting factor of the fused recency path")
@@ -86,6 +91,10 @@ class ModelConfig(Section):
     def _sizes_fit(self) -> ModelConfig:
         if self.encoder.startswith("sasrec") and self.dim % self.num_heads:
             raise _unfit(f"dim must be divisible by num_heads, got {self.dim} and {self.num_heads}")
+        if self.fuse == "null_space" and self.null_dim >= self.dim:
+            raise _unfit(f"null_dim must be below dim ({self.dim}), got {self.null_dim}")
+        if self.fuse == "null_space" and self.text_layers:
+            raise _unfit(f"fuse null_space takes no text_layers, got {self.text_layers}")
         if self.encoder == "caser" and self.caser.window > self.max_len:
             raise _unfit(
                 f"caser.window must be at most max_len ({self.max_len}), got {self.caser.window}"
@@ -110,25 +119,56 @@ class PhaseConfig(Section):
     select: Literal["ndcg@10", "hit@10"] = Field("ndcg@10", description="stops and selects")
 
 
-class AlignConfig(PhaseConfig):
-    """Phase 2: the MK-MMD beside the recommendation loss."""
+_ALPHAS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
-    gamma: float = Field(1.0, ge=0, description="weight of the MK-MMD")
-    mmd_rows: Literal["unique_items", "all_slots"] = "unique_items"
-    mmd_users: int | None = Field(None, ge=2, description="users per MMD; None: the whole batch")
+
+class AlignConfig(PhaseConfig):
+    """Phase 2: the alignment beside the recommendation loss; see :mod:`padkern.pad.alignment`."""
+
+    loss: Literal["mkmmd", "infonce", "coral", "cosine", "mse", "none"] = "mkmmd"
+    gamma: float = Field(1.0, ge=0, description="weight of the alignment loss")
+    mmd_rows: Literal["unique_items", "all_slots"] = Field(
+        "unique_items", description="rows that the alignment loss compares"
+    )
+    mmd_users: int | None = Field(
+        None, ge=2, description="users per alignment loss; None: the whole batch"
+    )
     estimator: Literal["unbiased", "biased", "tllib"] = "unbiased"
-    alphas: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
+    alphas: tuple[float, ...] = _ALPHAS
+    kernel: Literal[
+        "gaussian", "laplacian", "inverse_multiquadric", "rational_quadratic", "energy"
+    ] = Field("gaussian", description="of the MK-MMD")
+    temperature: float = Field(0.07, gt=0, description="of InfoNCE")
     start: Literal["encoder", "copy", "fresh"] = Field(
         "encoder",
         description="taken from pre-training: the encoder, IDs and encoder (copy), nothing (fresh)",
     )
+
+    @property
+    def aligns(self) -> bool:
+        """Whether anything stands beside the recommendation loss."""
+        return self.gamma > 0 and self.loss != "none"
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> AlignConfig:
+        if self.kernel == "energy" and self.alphas != _ALPHAS:
+            raise _unfit("kernel energy has no bandwidth and takes no alphas")
+        if self.loss == "infonce" and self.mmd_rows == "all_slots":
+            raise _unfit(
+                "loss infonce takes each item once: mmd_rows must be unique_items, got all_slots"
+            )
+        return self
 
 
 class GateConfig(Section):
     """How the gate is learned; see :mod:`padkern.pad.gate`."""
 
     learning: Literal["heldout", "joint", "uniform"] = "heldout"
-    form: Literal["scale", "sigmoid"] = "scale"
+    form: Literal["scale", "sigmoid", "uniform", "continuous", "per_item"] = "scale"
+    knots: int = Field(6, ge=2, description="of the continuous form")
+    pull: float = Field(
+        10.0, ge=0, description="weight of the distance from the bin's logits (per_item)"
+    )
     steps: int = Field(60, ge=1, description="optimiser steps of a held-out fit")
     lr: float = Field(0.1, gt=0, description="of a held-out fit")
     users_per_step: int = Field(1024, ge=1)
@@ -138,6 +178,22 @@ class GateConfig(Section):
     train_lr: float = Field(1e-2, ge=0, description="of a gate trained with the experts")
     hide: float = Field(0.5, ge=0, le=1, description="share of rare items unseen in a step")
     hide_max_frequency: int = Field(5, ge=0, description="training count up to which one is rare")
+    fit_hide: float = Field(
+        0.0, ge=0, le=1, description="share of rare items unseen in a step of a held-out fit"
+    )
+
+    @property
+    def learned(self) -> str:
+        """The way it is learned: a uniform gate has nothing to learn."""
+        return "uniform" if self.form == "uniform" else self.learning
+
+    @model_validator(mode="after")
+    def _hides_in_a_fit(self) -> GateConfig:
+        if self.fit_hide and self.learned != "heldout":
+            raise _unfit(
+                f"fit_hide hides items in a held-out fit, which {self.learned} learning has not"
+            )
+        return self
 
 
 class PadConfig(PhaseConfig):
@@ -180,6 +236,32 @@ class RunConfig(Section):
     align: AlignConfig = AlignConfig(lr=1.5e-3)
     disentangle: PadConfig = PadConfig(lr=1e-4, epochs=2)
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> RunConfig:
+        if self.model.fuse == "null_space":
+            self._null_space_fits()
+        if self.disentangle.gate.fit_hide and self.unseen != "own":
+            raise _unfit(f"disentangle.gate.fit_hide needs unseen to be own, got {self.unseen}")
+        return self
+
+    def _null_space_fits(self) -> None:
+        text = self.model.dim - self.model.null_dim
+        if self.text.pca is None or self.text.pca < text:
+            raise _unfit(
+                f"model.fuse null_space needs text.pca of at least dim - null_dim ({text}), "
+                f"got {self.text.pca}"
+            )
+        if self.align.aligns:
+            raise _unfit(
+                "model.fuse null_space keeps text and IDs apart: align.loss must be none, "
+                f"got {self.align.loss}"
+            )
+        if self.align.start == "copy":
+            raise _unfit(
+                "model.fuse null_space has IDs of width null_dim: align.start must be encoder or "
+                "fresh, got copy"
+            )
 
     @classmethod
     def preset(cls, name: str) -> RunConfig:
@@ -231,7 +313,16 @@ class RunConfig(Section):
 
 
 #: Keys that came after runs had been stored: without them a run did what their defaults say.
-_LATER = ("model.caser",)
+_LATER = (
+    "model.caser",
+    "model.null_dim",
+    "align.loss",
+    "align.kernel",
+    "align.temperature",
+    "disentangle.gate.knots",
+    "disentangle.gate.pull",
+    "disentangle.gate.fit_hide",
+)
 
 
 def _missing(wanted: dict[str, Any], found: Any, prefix: str = "") -> str | None:

@@ -11,8 +11,9 @@ together as far as the ranking of *all* validation targets does not pay more tha
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ from padkern.data.split import EvalSplit
 from padkern.models.triple_expert import ExpertModel
 from padkern.modules import FrequencyGate
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
-from padkern.ops.gated_table import gated_table
 from padkern.ops.ranking import count_ranks
 from padkern.pad.config import GateConfig
 from padkern.pad.evaluation import Evaluation, evaluate
@@ -42,16 +42,36 @@ class HeldOut:
         split: histories and targets.
         states: ``[n, sum d_e]`` user states.
         tables: item vectors ``[N + 1, d_e]`` of every expert.
+        rare: ``[N + 1]`` bool, items of which a fit may hide some; ``None``: none.
+        cold: ``tables`` with all rare items hidden; empty without them.
     """
 
     split: EvalSplit
     states: Tensor
     tables: list[Tensor]
+    rare: Tensor | None = None
+    cold: list[Tensor] = field(default_factory=list)
+
+
+def rare_items(train_frequency: np.ndarray, config: GateConfig) -> np.ndarray:
+    """``[N + 1]`` bool: items with 1 to ``hide_max_frequency`` training interactions."""
+    return (train_frequency > 0) & (train_frequency <= config.hide_max_frequency)
+
+
+def hidden_in_fit(train_frequency: np.ndarray, config: GateConfig) -> np.ndarray | None:
+    """The rare items where a held-out fit hides some of them, else None."""
+    return rare_items(train_frequency, config) if config.fit_hide else None
 
 
 @torch.no_grad()
-def held_out(model: ExpertModel, split: EvalSplit) -> HeldOut:
-    """Encodes the histories of ``split`` once."""
+def held_out(model: ExpertModel, split: EvalSplit, rare: np.ndarray | None = None) -> HeldOut:
+    """Encodes the histories of ``split`` once.
+
+    Args:
+        model: the frozen experts.
+        split: histories and targets.
+        rare: ``[N + 1]`` bool, items that a fit may hide, see :func:`hidden_in_fit`.
+    """
     model.eval()
     scorer = model.frozen()
     parts = []
@@ -59,7 +79,11 @@ def held_out(model: ExpertModel, split: EvalSplit) -> HeldOut:
         rows = np.minimum(np.arange(low, low + CHUNK), len(split) - 1)
         states = scorer.user_states(split.history.take(rows))
         parts.append(states[: len(split) - low])
-    return HeldOut(split, torch.cat(parts), list(scorer.tables))
+    states, tables = torch.cat(parts), list(scorer.tables)
+    if rare is None:
+        return HeldOut(split, states, tables)
+    items = torch.from_numpy(rare).to(model.text.device)
+    return HeldOut(split, states, tables, items, model.tables(items))
 
 
 def fit_gate(
@@ -74,21 +98,23 @@ def fit_gate(
     """Gate table that minimises the cross-entropy of held-out targets, experts frozen.
 
     Args:
-        model: gives bins and the gate's form and starting table; not changed.
+        model: gives bins and the gate, where the fit starts; not changed.
         data: see :func:`held_out`.
-        config: steps, learning rate, tolerance.
+        config: steps, learning rate, tolerance, share of rare items that a step hides, and the
+            penalty on an item's own logits of a ``"per_item"`` gate.
         seed: root of the draws.
         users: rows of the split to fit on; default all.
         mask_repeats: as in the evaluation whose NDCG@10 decides how far unseen items are raised.
 
     Returns:
-        ``[num_bins + 1, E]`` logits, on the model's device.
+        Logits of the shape of ``model.gate.logit`` (``[num_bins + 1, E]`` of a gate on bins), on
+        the model's device; those of the model where the gate has nothing to learn.
     """
+    gate = copy.deepcopy(model.gate)
+    if gate.form == "uniform":
+        return gate.logit.detach()
     users = np.arange(len(data.split)) if users is None else users
     device = model.text.device
-    with device:
-        gate = FrequencyGate(len(model.gate.logit) - 1, len(data.tables), form=model.gate.form)
-    gate.logit.data.copy_(model.gate.logit)
     optimizer = torch.optim.Adam(gate.parameters(), lr=config.lr)
     targets = torch.from_numpy(data.split.targets).to(device)
     candidates = torch.arange(1, model.num_items + 1, device=device)  # all but padding
@@ -99,23 +125,43 @@ def fit_gate(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (1 - step / config.steps)
         optimizer.zero_grad(set_to_none=True)
-        catalogue_cross_entropy(
+        loss = catalogue_cross_entropy(
             data.states[chosen],
-            _folded(gate, model, data),
+            _folded(gate, model, data, _hidden(data, config, seed, step)),
             targets[chosen],
             candidates=candidates,
             excluded_values=torch.from_numpy(history.values).to(device),
             excluded_offsets=torch.from_numpy(history.offsets).to(device),
             backend=model.backend,
-        ).backward()
+        )
+        if gate.form == "per_item":
+            loss = loss + config.pull * gate.spread()
+        loss.backward()
         optimizer.step()
-    if config.cold_tolerance > 0 and gate.form == "scale":
+    if config.cold_tolerance > 0 and gate.form != "sigmoid":
         _raise_unseen(gate, model, data, users, config.cold_tolerance, mask_repeats)
     return gate.logit.detach()
 
 
-def _folded(gate: FrequencyGate, model: ExpertModel, data: HeldOut) -> Tensor:
-    return gated_table(data.tables, gate.weights(), model.item_bins, backend=model.backend)
+def _hidden(data: HeldOut, config: GateConfig, seed: int, step: int) -> Tensor | None:
+    if data.rare is None or config.fit_hide == 0:
+        return None
+    rng = np.random.default_rng(stream_key(seed, "gate/hide", step))
+    drawn = torch.from_numpy(rng.random(len(data.rare)) < config.fit_hide)
+    return data.rare & drawn.to(data.rare.device)
+
+
+def _folded(
+    gate: FrequencyGate, model: ExpertModel, data: HeldOut, hidden: Tensor | None = None
+) -> Tensor:
+    tables = data.tables
+    if hidden is not None:
+        pairs = zip(data.cold, data.tables, strict=True)
+        tables = [
+            warm if cold is warm else torch.where(hidden[:, None], cold, warm)
+            for cold, warm in pairs
+        ]
+    return gate.fold(tables, model.bins(hidden), backend=model.backend)
 
 
 @torch.no_grad()
@@ -148,7 +194,7 @@ def _raise_unseen(
         gained[place] = metric_values(ranks.cpu().numpy(), "ndcg@10").sum()
     floor = gained.max() * (1 - tolerance)
     best = max(f for f, g in zip(UNSEEN_FACTORS, gained, strict=True) if g >= floor)
-    gate.logit[unseen_bin] += math.log(best)
+    gate.logit[gate.unseen_row(unseen_bin)] += math.log(best)
 
 
 @torch.no_grad()
@@ -178,7 +224,7 @@ def cross_fitted(
     fold = np.random.default_rng(stream_key(seed, "folds")).permutation(len(data.split)) % folds
     before = model.gate.logit.detach().clone()
     # Starting from the model's gate would leak a fold's own targets into its fit.
-    fresh = torch.full_like(before, -math.log(before.shape[1]))
+    fresh = model.gate.fresh()
     parts: list[Evaluation] = []
     for k in range(folds):
         set_gate(model, fresh)

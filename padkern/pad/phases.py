@@ -1,8 +1,8 @@
 """PAD's phases, and the single-expert rivals, as functions from data and config to a model.
 
 1. ``pretrain``: a recommender on IDs. The language model's side is the text matrix.
-2. ``aligned``: ID and text in one expert, recommendation loss + gamma * MK-MMD between projected
-   text and collaborative vectors.
+2. ``aligned``: ID and text in one expert, recommendation loss + gamma * alignment of projected
+   text with collaborative vectors (MK-MMD, or a rival of :mod:`padkern.pad.alignment`).
 3. ``pad``: recommendation, aligned and language expert under a frequency gate, fine-tuned together.
 
 ``text`` (the language expert alone) and ``id_plus_text`` (one encoder on zero-initialised ID vector
@@ -25,13 +25,22 @@ from padkern.data.dataset import Ragged
 from padkern.data.plan import BatchPlan, PlanSource, TrainBatches
 from padkern.data.random_streams import stream_seed
 from padkern.data.split import EvalSplit, Split
-from padkern.functional import mkmmd_loss
+from padkern.errors import UsageError
 from padkern.models.build import build_expert
 from padkern.models.triple_expert import ExpertModel, TripleExpert
+from padkern.pad.alignment import alignment_loss
 from padkern.pad.config import AlignConfig, PhaseConfig, RunConfig
 from padkern.pad.evaluation import Evaluation, evaluate
 from padkern.pad.folder import RunFolder
-from padkern.pad.gate import cross_fitted, fit_gate, held_out, set_gate
+from padkern.pad.gate import (
+    HeldOut,
+    cross_fitted,
+    fit_gate,
+    held_out,
+    hidden_in_fit,
+    rare_items,
+    set_gate,
+)
 from padkern.pad.progress import Reporter
 from padkern.pad.trainer import FitResult, fit
 
@@ -77,6 +86,14 @@ class Phases:
         """From a split: the test part is not kept."""
         return cls(split.train, split.valid, split.train_frequency, bins, text, config, **kw)
 
+    def __post_init__(self) -> None:
+        model = self.config.model
+        if model.fuse == "null_space" and self.text.shape[1] < model.dim - model.null_dim:
+            raise UsageError(
+                "model.fuse null_space needs text of at least dim - null_dim "
+                f"({model.dim - model.null_dim}) columns, got {self.text.shape[1]}"
+            )
+
     # -- models ------------------------------------------------------------------------------
 
     def build(self, row: str) -> ExpertModel:
@@ -92,6 +109,7 @@ class Phases:
             "num_heads": model.num_heads,
             "dropout": model.dropout,
             "fuse": model.fuse,
+            "null_dim": model.null_dim,
             "text_layers": model.text_layers,
             "pool_decay": model.pool_decay,
             "pool_scale": model.pool_scale,
@@ -101,9 +119,11 @@ class Phases:
         num_items = self.text.shape[0] - 1
         item_bins = torch.from_numpy(self.bins.item_bins)
         if row == "pad":
+            gate = self.config.disentangle.gate
             net: ExpertModel = TripleExpert(
                 num_items, self.text, item_bins, unseen_bin=self.bins.unseen_bin,
-                gate_form=self.config.disentangle.gate.form, **options,
+                gate_form=gate.form, gate_knots=gate.knots,
+                train_frequency=torch.from_numpy(self.train_frequency), **options,
             )  # fmt: skip
             if net.gate.form == "sigmoid":
                 net.gate.reset_parity()
@@ -139,12 +159,12 @@ class Phases:
         return model, self._fit(model, "id_plus_text")
 
     def align(self, pretrained: ExpertModel) -> tuple[ExpertModel, FitResult]:
-        """Phase 2: recommendation loss as anchor + gamma * MK-MMD(projected text, IDs).
+        """Phase 2: recommendation loss as anchor + gamma * alignment of projected text and IDs.
 
         ``align.start`` says what comes from phase 1: ``copy`` takes ID vectors and encoder (the
-        authors' way; the copied IDs are then the MMD's other side and move too), ``encoder`` takes
-        the encoder and keeps phase 1's ID vectors as a fixed target of the MMD, ``fresh`` only the
-        target.
+        authors' way; the copied IDs are then the alignment's other side and move too), ``encoder``
+        takes the encoder and keeps phase 1's ID vectors as a fixed target of the alignment,
+        ``fresh`` only the target. The loss is ``align.loss``; ``none`` leaves the anchor alone.
         """
         config = self.config.align
         model = self.build("aligned")
@@ -158,7 +178,7 @@ class Phases:
         def loss(batch: BatchPlan, step: int) -> Tensor:
             tables = model.tables()
             recommendation = self._loss(model, batch, step, "aligned", tables)
-            if config.gamma == 0:
+            if not config.aligns:
                 return recommendation
             ids = expert.tower.id if config.start == "copy" else target
             groups = self._mmd_rows(batch, step, config)
@@ -170,9 +190,7 @@ class Phases:
                 # Padding takes no gradient, as with the release's padding_idx.
                 vectors = torch.where((rows == 0)[:, None], vectors.detach(), vectors)
                 words = expert.tower.projected_text(model.text.index_select(0, rows))
-                losses.append(
-                    mkmmd_loss(words, vectors, alphas=config.alphas, estimator=config.estimator)
-                )
+                losses.append(alignment_loss(words, vectors, config))
             return recommendation + config.gamma * torch.stack(losses).mean()
 
         return model, self._fit(model, "aligned", loss)
@@ -194,11 +212,22 @@ class Phases:
             parts["language"] = language
         for name, part in parts.items():
             model.experts[name].load_state_dict(part.experts[name].state_dict())
-        gate_lr = 0.0 if config.gate.learning in ("heldout", "uniform") else config.gate.train_lr
-        if config.gate.learning == "heldout":
+        learned = config.gate.learned
+        if learned == "heldout":
             self.fit_gate(model)
-        result = self._fit(model, "pad", gate_lr=gate_lr, keep_start=config.restore_best)
-        if config.gate.learning == "heldout" and config.epochs:
+
+        def loss(batch: BatchPlan, step: int) -> Tensor:
+            recommendation = self._loss(model, batch, step, "pad")
+            if learned != "joint" or model.gate.form != "per_item":
+                return recommendation
+            return recommendation + config.gate.pull * model.gate.spread()
+
+        result = self._fit(
+            model, "pad", loss,
+            gate_lr=config.gate.train_lr if learned == "joint" else 0.0,
+            keep_start=config.restore_best,
+        )  # fmt: skip
+        if learned == "heldout" and config.epochs:
             self.fit_gate(model)
         return model, result
 
@@ -207,22 +236,25 @@ class Phases:
     def fit_gate(self, model: ExpertModel) -> None:
         """Fits the gate on the validation targets, experts frozen."""
         config = self.config.disentangle.gate
-        data = held_out(model, self.valid)
         logit = fit_gate(
-            model, data, config,
+            model, self._held_out(model), config,
             seed=self.config.seed, mask_repeats=self.config.evaluation.mask_repeats,
         )  # fmt: skip
         set_gate(model, logit)
 
     def validation(self, row: str, model: ExpertModel) -> Evaluation:
         """Validation ranks; of a gate fitted on these targets the cross-fitted ones."""
-        if row == "pad" and self.config.disentangle.gate.learning == "heldout":
+        if row == "pad" and self.config.disentangle.gate.learned == "heldout":
             return cross_fitted(
-                model, held_out(model, self.valid), self.train_frequency,
+                model, self._held_out(model), self.train_frequency,
                 self.config.disentangle.gate, seed=self.config.seed,
                 mask_repeats=self.config.evaluation.mask_repeats,
             )  # fmt: skip
         return self._evaluate(model, with_top=True)
+
+    def _held_out(self, model: ExpertModel) -> HeldOut:
+        hidden = hidden_in_fit(self.train_frequency, self.config.disentangle.gate)
+        return held_out(model, self.valid, hidden)
 
     # -- parts -------------------------------------------------------------------------------
 
@@ -296,8 +328,7 @@ class Phases:
         if gate.hide == 0 or self.bins.unseen_bin is None:
             return None
         rng = np.random.default_rng(stream_key(self.config.seed, "hide", step))
-        frequency = self.train_frequency
-        rare = (frequency > 0) & (frequency <= gate.hide_max_frequency)
+        rare = rare_items(self.train_frequency, gate)
         return torch.from_numpy(rare & (rng.random(len(rare)) < gate.hide)).to(self.device)
 
     def _mmd_rows(self, batch: BatchPlan, step: int, config: AlignConfig) -> list[Tensor]:

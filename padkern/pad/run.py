@@ -190,7 +190,7 @@ def _ranks(evaluations: dict[str, dict[str, Evaluation]]) -> dict[str, Tensor]:
 @torch.no_grad()
 def _gate_facts(model: ExpertModel, bins: FrequencyBins, config: RunConfig) -> dict[str, Any]:
     """Gate weights per bin, and each expert's share of the score's spread within the bin."""
-    weights = model.gate.weights().cpu()
+    weights = model.gate.per_bin(model.item_bins, bins.num_bins).cpu()
     norms = [table.norm(dim=1).cpu() for table in model.tables()]
     item_bins = torch.from_numpy(bins.item_bins)
     shares = []
@@ -208,7 +208,8 @@ def _gate_facts(model: ExpertModel, bins: FrequencyBins, config: RunConfig) -> d
         "weights": weights[1:].tolist(),
         "vector_norm_shares": shares,
         "items_per_bin": [int((item_bins == b).sum()) for b in range(1, bins.num_bins + 1)],
-        "method": config.disentangle.gate.learning,
+        "method": config.disentangle.gate.learned,
+        "form": config.disentangle.gate.form,
     }
 
 

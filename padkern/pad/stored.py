@@ -19,7 +19,7 @@ from padkern.pad.baselines import MostPop, TextKNN
 from padkern.pad.config import RunConfig
 from padkern.pad.evaluation import Evaluation, evaluate
 from padkern.pad.folder import RunFolder
-from padkern.pad.gate import cross_fitted, held_out
+from padkern.pad.gate import cross_fitted, held_out, hidden_in_fit
 from padkern.pad.phases import TRAINED_ROWS, Phases
 from padkern.text.transform import TextTransform
 
@@ -131,9 +131,10 @@ class LoadedRun:
             raise UsageError(f"split must be valid or test, got {split_name!r}")
         part = self.split.valid if split_name == "valid" else self.split.test
         gate = self.config.disentangle.gate
-        if (split_name, row, gate.learning) == ("valid", "pad", "heldout"):
+        if (split_name, row, gate.learned) == ("valid", "pad", "heldout"):
+            counts = self.split.train_frequency
             return cross_fitted(
-                self.model, held_out(self.model, part), self.split.train_frequency, gate,
+                self.model, held_out(self.model, part, hidden_in_fit(counts, gate)), counts, gate,
                 seed=self.config.seed, mask_repeats=self.config.evaluation.mask_repeats,
             )  # fmt: skip
         return evaluate_row(self.scorers[row], self.split, part, self.bins, self.config)

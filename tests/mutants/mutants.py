@@ -744,5 +744,36 @@ READERS = (
     ),
 )
 
+ALIGNMENT = (
+    Mutant(
+        "infonce_looks_one_way",
+        "padkern/pad/alignment.py",
+        "0.5 * (scores.logsumexp(1) + scores.logsumexp(0))",
+        "scores.logsumexp(1)",
+        _select("test_alignment", "formula and infonce"),
+    ),
+    Mutant(
+        "coral_divides_by_all_rows",
+        "padkern/pad/alignment.py",
+        "linear(columns, columns) / (count - 1)",
+        "linear(columns, columns) / count",
+        _select("test_alignment", "formula and coral"),
+    ),
+    Mutant(
+        "hidden_items_keep_what_is_their_own",
+        "padkern/models/gates.py",
+        "own.masked_fill(unseen, 0.0)",
+        "own",
+        _select("test_gates", "hidden_items and per_item"),
+    ),
+    Mutant(
+        "a_plan_reads_the_first_items_weights",
+        "padkern/models/triple_expert.py",
+        "plan.negative_rows, items=plan.unique",
+        "plan.negative_rows, items=torch.arange(len(plan.unique))",
+        _select("test_gates", "loss_of_a_plan"),
+    ),
+)
+
 MUTANTS = PYTHON + READERS + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + EXPERTS
-MUTANTS += TRITON + TRITON_HEAD + SEQUENCE
+MUTANTS += TRITON + TRITON_HEAD + SEQUENCE + ALIGNMENT
