@@ -148,12 +148,19 @@ class PadConfig(PhaseConfig):
 
 
 class LossConfig(Section):
-    """Recommendation loss: full-catalogue cross-entropy or sampled binary cross-entropy."""
+    """Recommendation loss: full-catalogue cross-entropy, or binary cross-entropy with sampled
+    negatives, plain or calibrated (:func:`padkern.ops.triple_expert.gbce_beta`)."""
 
-    kind: Literal["ce", "bce"] = "ce"
-    negatives: int = Field(1, ge=1, description="sampled negatives per token of the bce")
+    kind: Literal["ce", "bce", "gbce"] = "ce"
+    negatives: int = Field(1, ge=1, description="sampled per token of bce and gbce")
+    calibration: float = Field(0.75, ge=0, le=1, description="t of the gbce; 1: fully calibrated")
     sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
     popularity_power: float = Field(0.75, ge=0, description="exponent of the training count")
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the loss needs negatives."""
+        return self.kind != "ce"
 
 
 class EvaluationConfig(Section):
@@ -231,7 +238,7 @@ class RunConfig(Section):
 
 
 #: Keys that came after runs had been stored: without them a run did what their defaults say.
-_LATER = ("model.caser",)
+_LATER = ("model.caser", "loss.calibration")
 
 
 def _missing(wanted: dict[str, Any], found: Any, prefix: str = "") -> str | None:
