@@ -191,7 +191,8 @@ def test_gbce_of_a_step_is_that_of_the_paper(row, preset):
 
 
 def test_phases_train_with_gbce():
-    phases = make_phases([*GBCE, "id_plus_text.epochs=6", "id_plus_text.lr=0.01"])
+    budget = [f"id_plus_text.{one}" for one in ("epochs=12", "lr=0.01", "patience=0")]
+    phases = make_phases([*GBCE, *budget])
     before = phases._evaluate(phases.build("id_plus_text")).metrics()["all"]["ndcg@10"]
     _, result = phases.id_plus_text()
     losses = [record["loss"] for record in result.history]
