@@ -261,7 +261,7 @@ using OutputsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
 std::string gated_bce_cpu(
     int dtype, const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& sizes,
     const StridedTuple& users, const StridedTuple& tables, uintptr_t gate, uintptr_t item_bins,
-    const IdsTuple& ids, bool want_gradient, const OutputsTuple& outputs) {
+    const IdsTuple& ids, double positive_weight, bool want_gradient, const OutputsTuple& outputs) {
   padkern::GatedBceParams params;
   params.dtype = padkern::float_dtype<padkern::GatedBceDtype>(dtype);
   std::tie(params.tokens, params.experts, params.dim, params.rows, params.bins, params.negatives) =
@@ -277,6 +277,7 @@ std::string gated_bce_cpu(
   params.positive_ids = pointer<const int64_t*>(std::get<0>(ids));
   params.negative_ids = pointer<const int64_t*>(std::get<1>(ids));
   params.valid = pointer<const uint8_t*>(std::get<2>(ids));
+  params.positive_weight = positive_weight;
   params.want_gradient = want_gradient;
   params.value = pointer<void*>(std::get<0>(outputs));
   params.d_users = pointer<void*>(std::get<1>(outputs));

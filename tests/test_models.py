@@ -170,10 +170,10 @@ def test_unseen_items_have_no_id_vector():
     assert model.seen_items().tolist() == [i for i in range(1, N + 1) if i % 4 + 1 != 4]
 
 
-def training_loss(targets=(2, 4), candidates=None):
+def training_loss(targets=(2, 4), candidates=None, **options):
     packed = pack_ragged(Ragged.from_lists([[1, 2]]), L)
     chosen = None if candidates is None else torch.tensor(candidates)
-    return make_triple().loss(packed, torch.tensor(targets), candidates=chosen)
+    return make_triple().loss(packed, torch.tensor(targets), candidates=chosen, **options)
 
 
 @pytest.mark.parametrize("kind", ["ce", "bce"])
@@ -193,15 +193,16 @@ def test_trains_under_autocast(kind, dtype):
     assert model.experts["rec"].encoder.blocks[0].attention.qkv.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", ["ce", "bce"])
+@pytest.mark.parametrize("kind", ["ce", "bce", "gbce"])
 def test_loss_equals_its_definition(kind):
     model = make_triple()
     packed = pack_ragged(Ragged.from_lists([[1, 2, 4], [5, 6]]), L)
     targets = torch.tensor([2, 4, 5, 6, 8])
     negatives = None
-    if kind == "bce":
+    weight = 0.3 if kind == "gbce" else 1.0
+    if kind != "ce":
         negatives = torch.tensor([[9, 1], [10, 14], [12, 9], [13, 13], [14, 2]])
-    loss = model.loss(packed, targets, negatives=negatives)
+    loss = model.loss(packed, targets, negatives=negatives, positive_weight=weight)
     scores = model(packed.items, packed.offsets, last=False) @ model.item_matrix().T
     if kind == "ce":
         seen = model.seen_items()
@@ -210,7 +211,8 @@ def test_loss_equals_its_definition(kind):
     else:
         soft = torch.nn.functional.softplus
         row = torch.arange(5)
-        want = soft(-scores[row, targets]).mean() + soft(scores[row[:, None], negatives]).mean()
+        want = weight * soft(-scores[row, targets]).mean()
+        want = want + soft(scores[row[:, None], negatives]).mean()
     torch.testing.assert_close(loss, want, rtol=1e-10, atol=1e-12)
     grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     wants = torch.autograd.grad(want, list(model.parameters()), allow_unused=True)
@@ -221,8 +223,8 @@ def test_loss_equals_its_definition(kind):
 
 
 @pytest.mark.parametrize("language", ["text_space", "projected"])
-@pytest.mark.parametrize("hide", [False, True])
-def test_loss_of_a_plan_equals_that_of_the_whole_catalogue(language, hide):
+@pytest.mark.parametrize(("hide", "weight"), [(False, 1.0), (False, 0.3), (True, 0.3)])
+def test_loss_of_a_plan_equals_that_of_the_whole_catalogue(language, hide, weight):
     """Vectors of the batch's items alone give the same loss and gradients as all vectors."""
     model = make_triple(language=language, dropout=0.0, text_layers=1).double()
     source = PlanSource(train_rows(), num_items=N, max_len=L, item_bins=make_bins().numpy())
@@ -232,9 +234,12 @@ def test_loss_of_a_plan_equals_that_of_the_whole_catalogue(language, hide):
         hidden = torch.zeros(N + 1, dtype=torch.bool)
         hidden[plan.unique[::2]] = True
     losses = [
-        model.loss(plan.inputs, plan.targets, negatives=plan.negatives, hidden=hidden),
-        model.plan_loss(plan, hidden=hidden),
-    ]
+        model.loss(
+            plan.inputs, plan.targets, negatives=plan.negatives, hidden=hidden,
+            positive_weight=weight,
+        ),
+        model.plan_loss(plan, hidden=hidden, positive_weight=weight),
+    ]  # fmt: skip
     assert abs(losses[0] - losses[1]) < 1e-12
     parameters = dict(model.named_parameters())
     left, right = (
@@ -310,6 +315,7 @@ def test_state_dict_names_are_stable():
         # Item 3 is in the unseen bin, so it is no candidate.
         (lambda: training_loss(targets=[2, 3]), "among the candidates, got item 3"),
         (lambda: training_loss(candidates=[1, 2]), "among the candidates, got item 4"),
+        (lambda: training_loss(positive_weight=0.5), "must be 1 without negatives, got 0.5"),
         (lambda: pack(torch.tensor([1, 2]), torch.tensor([0, 1]), L), "offsets end at 1"),
         (lambda: ItemTower("other", N, E, D), "kind must be one of"),
         (lambda: ItemTower("fused", N, E, D, fuse="other"), "fuse must be"),

@@ -136,8 +136,19 @@ def test_parity_stops_by_its_epochs_alone():
 # -- loss, devices, odd data -----------------------------------------------------------------------
 
 
-def test_bce_draws_as_many_negatives_as_asked(monkeypatch):
-    phases = make_phases(["loss.kind=bce", "loss.negatives=3"])
+def make_sparse_phases(overrides=(), preset="clean"):
+    """A ring with items that only occur as targets."""
+    dataset, text = make_dataset(users=60, items=150)
+    config = RunConfig.preset(preset).with_overrides([*SMALL, *overrides])
+    split = make_split(dataset, config.split)
+    assert (split.train_frequency[split.valid.targets] == 0).sum() >= 5
+    bins = frequency_bins(split.train_frequency, config.num_bins, unseen=config.unseen)
+    return Phases.of(split, bins, transform_text(text, config), config)
+
+
+@pytest.mark.parametrize("kind", ["bce", "gbce"])
+def test_bce_draws_as_many_negatives_as_asked(monkeypatch, kind):
+    phases = make_phases([f"loss.kind={kind}", "loss.negatives=3"])
     batch, loss, model = first_batch(phases, "pretrain")
     seen = []
     real = model.plan_loss
@@ -154,6 +165,44 @@ def test_bce_draws_as_many_negatives_as_asked(monkeypatch):
     for user, drawn in zip(owner, negatives.tolist(), strict=True):
         assert not set(drawn) & set(phases.train.row(user).tolist())
         assert (phases.train_frequency[drawn] > 0).all()
+
+
+GBCE = ["loss.kind=gbce", "loss.negatives=3", "loss.calibration=0.6"]
+
+
+@pytest.mark.parametrize("preset", ["clean", "parity"])
+@pytest.mark.parametrize("row", ["pretrain", "aligned"])
+def test_gbce_of_a_step_is_that_of_the_paper(row, preset):
+    """Its N counts the items that may be drawn."""
+    phases = make_sparse_phases([*GBCE, "model.dropout=0", "align.gamma=0"], preset)
+    batch, loss, model = first_batch(phases, row)
+    seen = int((phases.train_frequency > 0).sum())
+    assert seen < 150
+    alpha = 3 / ((seen if preset == "clean" else 150) - 1)
+    beta = alpha * (0.6 * (1 - 1 / alpha) + 1 / alpha)
+    states = model.encode(model.tables(), batch.inputs)
+    scores = states @ model.fold(model.tables()).T
+    softplus = torch.nn.functional.softplus
+    terms = beta * softplus(-scores.gather(1, batch.targets[:, None])).squeeze(1)
+    terms = terms + softplus(scores.gather(1, batch.negatives)).sum(1)
+    # The paper divides by the k + 1 slots of a token; two separate means by one k.
+    papers = terms.mean().item() / 4
+    assert loss(batch, 0).item() * 3 / 4 == pytest.approx(papers, rel=1e-5)
+
+
+def test_phases_train_with_gbce():
+    budget = [f"id_plus_text.{one}" for one in ("epochs=12", "lr=0.01", "patience=0")]
+    phases = make_phases([*GBCE, *budget])
+    before = phases._evaluate(phases.build("id_plus_text")).metrics()["all"]["ndcg@10"]
+    _, result = phases.id_plus_text()
+    losses = [record["loss"] for record in result.history]
+    assert losses[-1] < 0.9 * losses[0]
+    assert result.best > before
+    pretrained, _ = phases.pretrain()
+    aligned, second = phases.align(pretrained)
+    _, third = phases.disentangle(pretrained, aligned, None)
+    assert len(second.history) == len(third.history) == 2
+    assert all(np.isfinite(record["loss"]) for record in second.history + third.history)
 
 
 def test_a_step_leaves_nothing_on_another_device():
@@ -184,12 +233,7 @@ def test_gate_is_fitted_on_the_device_of_the_model():
 
 def cold_gate(overrides=()):
     """A model with an arbitrary gate, on a ring with items that only occur as targets."""
-    dataset, text = make_dataset(users=60, items=150)
-    config = RunConfig.preset("clean").with_overrides([*SMALL, *overrides])
-    split = make_split(dataset, config.split)
-    bins = frequency_bins(split.train_frequency, config.num_bins, unseen=config.unseen)
-    phases = Phases.of(split, bins, transform_text(text, config), config)
-    assert (split.train_frequency[split.valid.targets] == 0).sum() >= 5
+    phases = make_sparse_phases(overrides)
     model = phases.build("pad").eval()
     set_gate(model, torch.randn_like(model.gate.logit) - 1)
     return phases, model

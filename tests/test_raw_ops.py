@@ -79,6 +79,7 @@ LIMITS = {
 # Numbers out of range, by argument.
 NUMBERS = {
     "dropout": (-0.1, 1.0, math.nan, math.inf),
+    "positive_weight": (0.0, -0.1, math.nan, math.inf),
     "seed": (-1,),
     "step": (-1, 1 << 32),
     "eps": (-1e-9, math.nan),

@@ -317,6 +317,9 @@ def test_shuffled_text_keeps_rows_and_padding():
         ("align.gamma=-1", "align.gamma"),
         ("model.encoder=lstm", "model.encoder"),
         ("loss=ce", "loss"),
+        ("loss.kind=mse", "loss.kind"),
+        ("loss.calibration=1.5", "loss.calibration"),
+        ("loss.calibration=.nan", "loss.calibration"),
         ("nothing.here=1", "unknown key"),
     ],
 )
@@ -330,6 +333,14 @@ def test_incomplete_configuration_is_refused():
     text = RunConfig.preset("clean").to_yaml().replace("  gamma: 1.0\n", "")
     with pytest.raises(UsageError, match=r"align\.gamma is missing"):
         RunConfig.from_yaml(text)
+
+
+@pytest.mark.parametrize("preset", ["clean", "parity"])
+def test_configurations_from_before_the_calibration_open(preset):
+    config = RunConfig.preset(preset)
+    old = config.to_yaml().replace("  calibration: 0.75\n", "")
+    assert old != config.to_yaml()
+    assert RunConfig.from_yaml(old) == config
 
 
 @pytest.mark.parametrize("preset", ["clean", "parity"])

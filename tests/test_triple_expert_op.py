@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from padkern import _backends, _native
-from padkern.ops.triple_expert import gated_bce_loss, gated_bce_loss_ref, gated_score_ref
+from padkern.ops.triple_expert import (
+    gated_bce_loss,
+    gated_bce_loss_ref,
+    gated_score_ref,
+    gbce_beta,
+    gbce_positive_weight,
+)
 
 REASON = _native.load().reason
 needs_native = pytest.mark.skipif(bool(REASON), reason=REASON or "native core loaded")
@@ -79,6 +85,9 @@ def test_reference_is_the_definition():
     loss = softplus[:, 0].mean() + softplus[:, 1:].mean()
     got = gated_bce_loss_ref(users, tables, gate, bins, positives, negatives)
     assert abs(got.item() - loss) < 1e-13
+    got = gated_bce_loss_ref(users, tables, gate, bins, positives, negatives, positive_weight=0.3)
+    loss = 0.3 * softplus[:, 0].mean() + softplus[:, 1:].mean()
+    assert abs(got.item() - loss) < 1e-13
 
 
 def test_score_folds_into_one_inner_product():
@@ -88,6 +97,115 @@ def test_score_folds_into_one_inner_product():
     want = (states @ folded.T).gather(1, negatives)
     got = gated_score_ref(users, tables, gate, bins, negatives)
     assert_close(got, want, 1e-13)
+
+
+# -- gBCE ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize(("k", "candidates"), [(1, 2), (1, 40), (3, 40), (256, 3417), (60, 40)])
+def test_beta_is_the_formula(k, candidates, t):
+    alpha = k / (candidates - 1)
+    want = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    assert gbce_beta(k, candidates, t) == pytest.approx(want, rel=1e-12)
+    assert gbce_positive_weight(k, candidates, t) == pytest.approx(want / k, rel=1e-12)
+
+
+def test_beta_ends_at_one_and_at_the_sampling_rate():
+    assert gbce_beta(7, 40, 0.0) == 1.0
+    assert gbce_beta(1, 10**12 + 1, 1.0) == 1e-12  # not 1 - (1 - alpha)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"negatives": 0}, "negatives must be at least 1, got 0"),
+        ({"candidates": 1}, "candidates must be at least 2, got 1"),
+        ({"calibration": -0.1}, "calibration must lie in 0..1, got -0.1"),
+        ({"calibration": 1.1}, "calibration must lie in 0..1, got 1.1"),
+        ({"calibration": math.nan}, "calibration must lie in 0..1, got nan"),
+    ],
+)
+@pytest.mark.parametrize("function", [gbce_beta, gbce_positive_weight])
+def test_beta_out_of_range(function, change, message):
+    with pytest.raises(ValueError, match=message):
+        function(**({"negatives": 3, "candidates": 40, "calibration": 0.75} | change))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("k", [1, 5])
+def test_the_weighted_loss_is_the_gbce_of_the_paper(k, backend):
+    floats, (bins, positives, negatives) = make_case((30, 3, 4, 20, k, 3))
+    beta = gbce_beta(k, 20, 0.75)
+    scores = gated_score_ref(*floats, bins, torch.cat([positives[:, None], negatives], 1))
+    chance = torch.sigmoid(scores)
+    terms = (chance[:, 0] ** beta).log() + (1 - chance[:, 1:]).log().sum(1)
+    want = -(terms / (k + 1)).mean()
+    weight = gbce_positive_weight(k, 20, 0.75)
+    got = gated_bce_loss(
+        *floats, bins, positives, negatives, positive_weight=weight, backend=backend
+    )
+    assert (got * k / (k + 1)).item() == pytest.approx(want.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_full_calibration_makes_probabilities_the_optimum(backend):
+    """One user, positives in exact proportion, each with every other item as its one negative."""
+    counts = torch.tensor([1, 2, 3, 6])
+    items = len(counts)
+    pairs = [(i, j) for i in range(items) for _ in range(counts[i]) for j in range(items) if j != i]
+    positives, negatives = torch.tensor(pairs).T
+    odds = torch.logit(counts.double() / counts.sum())
+    floats = (
+        torch.ones(len(pairs), 1, 1).double(),
+        odds.reshape(1, items, 1).clone(),
+        torch.ones(1, 1).double(),
+    )
+    ids = (torch.zeros(items, dtype=torch.int64), positives, negatives[:, None])
+    slopes = {}
+    for t in (0.0, 1.0):
+        weight = gbce_positive_weight(1, items, t)
+        _, grads = value_and_grads(floats, ids, backend, positive_weight=weight)
+        slopes[t] = grads[1].flatten()
+    assert slopes[1.0].abs().max() < 1e-15
+    assert (slopes[0.0] < -0.01).all()  # plain sampling asks for higher probabilities
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["gated_bce_value", "gated_bce_value_grad"])
+def test_a_raw_call_may_leave_the_weight_out(name):
+    floats, ids = make_case((20, 3, 5, 9, 2, 3), torch.float32)
+    op = getattr(torch.ops.padkern, name)
+
+    def results(*weight):
+        out = op(*floats, *ids, None, *weight)
+        return out if isinstance(out, tuple) else (out,)
+
+    plain, one, other = results(), results(1.0), results(0.5)
+    assert all(torch.equal(a, b) for a, b in zip(plain, one, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_compiles_with_a_weight_that_changes(backend):
+    torch._dynamo.reset()
+    floats, ids = make_case((20, 3, 5, 9, 2, 3))
+
+    def loss(users, weight):
+        arrays = (users * 2, *floats[1:], *ids)
+        return gated_bce_loss(*arrays, positive_weight=weight, backend=backend)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for weight in (1.0, 0.3, 0.7):
+        users = floats[0].clone().requires_grad_()
+        got, want = compiled(users, weight), loss(users, weight)
+        torch.testing.assert_close(got, want)
+        (grad,), (expected,) = (torch.autograd.grad(x, users) for x in (got, want))
+        torch.testing.assert_close(grad, expected)
+
+
+# -- native against the reference ------------------------------------------------------------------
 
 
 @needs_native
@@ -361,6 +479,8 @@ def argument_errors():
         ({"users": torch.zeros(4, 3, 2, dtype=long)}, TypeError, "users must be float"),
         ({"gate": [[1.0]]}, TypeError, "gate must be a Tensor"),
         ({"gate": torch.zeros(3, 3, device="meta")}, ValueError, "gate must be on cpu"),
+        ({"positive_weight": 0.0}, ValueError, "positive_weight must be positive and finite, got"),
+        ({"positive_weight": "1"}, TypeError, "positive_weight must be a number, got str"),
         ({"backend": "fast"}, ValueError, "backend must be one of"),
     ]
 

@@ -32,6 +32,7 @@ struct GatedBceParams {
   const int64_t* positive_ids = nullptr;  // [tokens]
   const int64_t* negative_ids = nullptr;  // [tokens, negatives], dense
   const uint8_t* valid = nullptr;         // [tokens] of 0 and 1, or null for all
+  double positive_weight = 1.0;           // of the mean over the positives; positive and finite
   bool want_gradient = false;
   void* value = nullptr;     // scalar of dtype
   void* d_users = nullptr;   // [tokens, experts, dim], dense; the three only when want_gradient

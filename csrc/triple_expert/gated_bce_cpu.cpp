@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <new>
 #include <vector>
 
@@ -40,6 +41,9 @@ Status check(const GatedBceParams& p) {
   if (p.experts < 1 || p.experts > kGatedBceMaxExperts) {
     return error_status("users must hold 1 to %lld experts, got %lld", shown(kGatedBceMaxExperts),
                         shown(p.experts));
+  }
+  if (!(p.positive_weight > 0.0 && std::isfinite(p.positive_weight))) {
+    return error_status("positive_weight must be positive and finite, got %g", p.positive_weight);
   }
   const bool has_values = p.tokens > 0 && p.dim > 0;
   if (p.value == nullptr || p.gate == nullptr || p.item_bins == nullptr ||
@@ -143,7 +147,7 @@ void run(const GatedBceParams& p, Isa isa) {
       p.positive_ids,
       p.negative_ids,
       p.valid,
-      static_cast<T>(valid ? 1.0 / static_cast<double>(valid) : 0.0),
+      static_cast<T>(valid ? p.positive_weight / static_cast<double>(valid) : 0.0),
       static_cast<T>(valid ? 1.0 / (static_cast<double>(valid) * static_cast<double>(p.negatives))
                            : 0.0),
       p.want_gradient,
@@ -166,10 +170,13 @@ void run(const GatedBceParams& p, Isa isa) {
     positive += s.positive;
     negative += s.negative;
   }
-  *static_cast<T*>(p.value) = valid ? static_cast<T>(positive / static_cast<double>(valid) +
-                                                     negative / (static_cast<double>(valid) *
-                                                                 static_cast<double>(p.negatives)))
-                                    : T(0);
+  double value = 0.0;
+  if (valid) {
+    const double count = static_cast<double>(valid);
+    value = p.positive_weight * (positive / count) +
+            negative / (count * static_cast<double>(p.negatives));
+  }
+  *static_cast<T*>(p.value) = static_cast<T>(value);
   if (!p.want_gradient) return;
 
   for (int64_t g = 0; g < gate_size; ++g) {

@@ -24,7 +24,7 @@ struct GatedBceView {
   const int64_t* positive_ids;
   const int64_t* negative_ids;
   const uint8_t* valid;
-  T positive_weight;  // 1 / valid tokens
+  T positive_weight;  // weight of the positives / valid tokens
   T negative_weight;  // 1 / (valid tokens x negatives)
   bool want_gradient;
   T* d_users;

@@ -180,6 +180,7 @@ class ExpertModel(nn.Module):
         candidates: Tensor | None = None,
         negatives: Tensor | None = None,
         hidden: Tensor | None = None,
+        positive_weight: float = 1.0,
     ) -> Tensor:
         """Recommendation loss of next-item targets.
 
@@ -189,14 +190,16 @@ class ExpertModel(nn.Module):
             candidates: ``[C]`` sorted item ids of the softmax; default: every item that has been
                 seen in training. Must hold all targets.
             negatives: ``[T, k]`` sampled item ids: binary cross-entropy
-                ``mean softplus(-s+) + mean softplus(s-)`` in place of the softmax.
+                ``w mean softplus(-s+) + mean softplus(s-)`` in place of the softmax.
             hidden: ``[N + 1]`` bool, items treated as unseen in this step.
+            positive_weight: w of the binary cross-entropy; see
+                :func:`padkern.ops.triple_expert.gbce_positive_weight`.
 
         Returns:
             Scalar.
 
         Raises:
-            ValueError: a target outside 1..N, or one that is not among the candidates.
+            ValueError: a target outside 1..N or not among the candidates, or an unfit weight.
         """
         self._check_ids(targets, "targets")
         if negatives is None:
@@ -209,8 +212,9 @@ class ExpertModel(nn.Module):
         tables = self.tables(hidden)
         states = self.encode(tables, packed)
         return self.loss_from(
-            tables, states, targets, candidates=candidates, negatives=negatives, hidden=hidden
-        )
+            tables, states, targets, candidates=candidates, negatives=negatives, hidden=hidden,
+            positive_weight=positive_weight,
+        )  # fmt: skip
 
     def loss_from(
         self,
@@ -221,11 +225,14 @@ class ExpertModel(nn.Module):
         candidates: Tensor | None = None,
         negatives: Tensor | None = None,
         hidden: Tensor | None = None,
+        positive_weight: float = 1.0,
     ) -> Tensor:
         """:meth:`loss` for tables and states that are already there."""
         if negatives is not None:
             bins = self.item_bins if self.gate is None else self.bins(hidden)
-            return self._gated_bce(tables, states, bins, targets, negatives)
+            return self._gated_bce(tables, states, bins, targets, negatives, positive_weight)
+        if positive_weight != 1.0:
+            raise ValueError(f"positive_weight must be 1 without negatives, got {positive_weight}")
         if candidates is None:
             candidates = self.seen_items()
         return catalogue_cross_entropy(
@@ -236,19 +243,20 @@ class ExpertModel(nn.Module):
             backend=self.backend,
         )
 
-    def plan_loss(self, plan: BatchPlan, *, hidden: Tensor | None = None) -> Tensor:
+    def plan_loss(
+        self, plan: BatchPlan, *, hidden: Tensor | None = None, positive_weight: float = 1.0
+    ) -> Tensor:
         """:meth:`loss` with the plan's negatives, from the vectors of the batch's items alone.
 
         Args:
             plan: on the device of the model, at least one negative per token.
-            hidden: as in :meth:`loss`.
+            hidden, positive_weight: as in :meth:`loss`.
         """
         tables = self.tables(hidden, plan.unique)
         states = self.encode(tables, plan.local_inputs)
         bins = plan.bins if self.gate is None else self.bins(hidden).index_select(0, plan.unique)
-        return self._gated_bce(
-            tables, states, bins, plan.target_rows, plan.negative_rows, items=plan.unique
-        )
+        slots = (plan.target_rows, plan.negative_rows)
+        return self._gated_bce(tables, states, bins, *slots, positive_weight, items=plan.unique)
 
     def _gated_bce(
         self,
@@ -257,6 +265,7 @@ class ExpertModel(nn.Module):
         bins: Tensor,
         targets: Tensor,
         negatives: Tensor,
+        positive_weight: float,
         items: Tensor | None = None,
     ) -> Tensor:
         """The gated loss; ``targets`` and ``negatives`` are rows of ``tables`` and ``bins``, those
@@ -269,7 +278,10 @@ class ExpertModel(nn.Module):
         parts = states.split([table.shape[1] for table in tables], 1)
         users = torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
         items = torch.stack([F.pad(table, (0, width - table.shape[1])) for table in tables])
-        return gated_bce_loss(users, items, weights, bins, targets, negatives, backend=self.backend)
+        return gated_bce_loss(
+            users, items, weights, bins, targets, negatives,
+            positive_weight=positive_weight, backend=self.backend,
+        )  # fmt: skip
 
     def seen_items(self) -> Tensor:
         """Sorted ids of items that may be candidates in training."""

@@ -204,12 +204,19 @@ class PadConfig(PhaseConfig):
 
 
 class LossConfig(Section):
-    """Recommendation loss: full-catalogue cross-entropy or sampled binary cross-entropy."""
+    """Recommendation loss: full-catalogue cross-entropy, or binary cross-entropy with sampled
+    negatives, plain or calibrated (:func:`padkern.ops.triple_expert.gbce_beta`)."""
 
-    kind: Literal["ce", "bce"] = "ce"
-    negatives: int = Field(1, ge=1, description="sampled negatives per token of the bce")
+    kind: Literal["ce", "bce", "gbce"] = "ce"
+    negatives: int = Field(1, ge=1, description="sampled per token of bce and gbce")
+    calibration: float = Field(0.75, ge=0, le=1, description="t of the gbce; 1: fully calibrated")
     sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
     popularity_power: float = Field(0.75, ge=0, description="exponent of the training count")
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the loss needs negatives."""
+        return self.kind != "ce"
 
 
 class EvaluationConfig(Section):
@@ -316,6 +323,7 @@ class RunConfig(Section):
 _LATER = (
     "model.caser",
     "model.null_dim",
+    "loss.calibration",
     "align.loss",
     "align.kernel",
     "align.temperature",

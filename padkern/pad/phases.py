@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from padkern.data.split import EvalSplit, Split
 from padkern.errors import UsageError
 from padkern.models.build import build_expert
 from padkern.models.triple_expert import ExpertModel, TripleExpert
+from padkern.ops.triple_expert import gbce_positive_weight
 from padkern.pad.alignment import alignment_loss
 from padkern.pad.config import AlignConfig, PhaseConfig, RunConfig
 from padkern.pad.evaluation import Evaluation, evaluate
@@ -264,6 +266,15 @@ class Phases:
             return np.arange(1, len(self.train_frequency))
         return np.flatnonzero(self.train_frequency > 0)
 
+    @cached_property
+    def positive_weight(self) -> float:
+        """Weight of the positives in the sampled loss; the negatives are those of
+        :meth:`candidates`."""
+        loss = self.config.loss
+        if loss.kind != "gbce":
+            return 1.0
+        return gbce_positive_weight(loss.negatives, len(self.candidates()), loss.calibration)
+
     def _evaluate(self, model: ExpertModel, *, with_top: bool = False) -> Evaluation:
         return evaluate(
             model, self.valid, train_frequency=self.train_frequency,
@@ -284,7 +295,7 @@ class Phases:
         seed = self.config.seed
         loss_config = self.config.loss
         drawn = row == "aligned" and self.config.align.mmd_rows == "all_slots"
-        negatives = loss_config.negatives if loss_config.kind == "bce" else int(drawn)
+        negatives = loss_config.negatives if loss_config.sampled else int(drawn)
         source = PlanSource(
             self.train, num_items=len(self.train_frequency) - 1,
             max_len=self.config.model.max_len, item_bins=self.bins.item_bins,
@@ -311,17 +322,19 @@ class Phases:
     def _loss(self, model, batch: BatchPlan, step: int, row: str, tables=None) -> Tensor:
         batch = batch.keyed(stream_seed(self.config.seed, row, "dropout"), step)
         hidden = self._hidden(step) if row == "pad" else None
-        sampled = self.config.loss.kind == "bce"
+        sampled, weight = self.config.loss.sampled, self.positive_weight
         if sampled and tables is None:
-            return model.plan_loss(batch.to(self.device), hidden=hidden)
+            plan = batch.to(self.device)
+            return model.plan_loss(plan, hidden=hidden, positive_weight=weight)
         packed, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
         tables = model.tables(hidden) if tables is None else tables
         states = model.encode(tables, packed)
         negatives = batch.negatives.to(self.device) if sampled else None
         candidates = torch.from_numpy(self.candidates()).to(self.device)
         return model.loss_from(
-            tables, states, targets, candidates=candidates, negatives=negatives, hidden=hidden
-        )
+            tables, states, targets, candidates=candidates, negatives=negatives, hidden=hidden,
+            positive_weight=weight,
+        )  # fmt: skip
 
     def _hidden(self, step: int) -> Tensor | None:
         gate = self.config.disentangle.gate

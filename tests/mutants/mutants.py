@@ -156,6 +156,20 @@ PYTHON = (
         _select("test_op_policies", "gated_bce and (grad_output or loss_scaling)"),
     ),
     Mutant(
+        "gbce_weight_of_summed_negatives",
+        "padkern/ops/triple_expert/calibration.py",
+        "return gbce_beta(negatives, candidates, calibration) / negatives",
+        "return gbce_beta(negatives, candidates, calibration)",
+        _select("test_triple_expert_op", "gbce or beta"),
+    ),
+    Mutant(
+        "gbce_counts_items_that_are_never_drawn",
+        "padkern/pad/phases.py",
+        "gbce_positive_weight(loss.negatives, len(self.candidates()), loss.calibration)",
+        "gbce_positive_weight(loss.negatives, len(self.train_frequency) - 1, loss.calibration)",
+        _select("test_phases", "gbce"),
+    ),
+    Mutant(
         "gated_mask_by_multiplication",
         "padkern/ops/triple_expert/reference.py",
         "users = torch.where(valid[:, None, None], users, torch.zeros_like(users))",
@@ -375,6 +389,13 @@ NATIVE_CORE = (
         "for (int64_t b = 0; b < blocks; ++b) sum",
         "for (int64_t b = 0; b < 1; ++b) sum",
         TABLE,
+    ),
+    Mutant(
+        "gated_gradient_without_the_weight",
+        "csrc/triple_expert/gated_bce_cpu.cpp",
+        "static_cast<T>(valid ? p.positive_weight / static_cast<double>(valid) : 0.0),",
+        "static_cast<T>(valid ? 1.0 / static_cast<double>(valid) : 0.0),",
+        GATED,
     ),
     Mutant(
         "gated_last_columns_dropped",

@@ -6,7 +6,6 @@ precision: ``README.md``.
 
 from __future__ import annotations
 
-import struct
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from padkern.ops.short_attention.triton_kernels import attention_grad_kernel, attention_kernel
+from padkern.ops.triton_arguments import float64_bits
 from padkern.ops.triton_interpreter import INTERPRET, guard
 
 # Features of one step of the products; wider steps spill registers on sm_80.
@@ -48,11 +48,6 @@ def tiles(longest: int) -> Tiles:
     return Tiles(block, window, warps)
 
 
-def _bits(value: float) -> int:
-    """A float64 as an integer: float arguments of a kernel are float32."""
-    return struct.unpack("<q", struct.pack("<d", value))[0]
-
-
 def _launch(kernel: Any, inputs: tuple[Tensor, ...], offsets: Tensor, out: Tensor,
             options: tuple[Any, ...]) -> Tensor:  # fmt: skip
     scale, dropout, seed, step, longest = options
@@ -78,8 +73,8 @@ def _launch(kernel: Any, inputs: tuple[Tensor, ...], offsets: Tensor, out: Tenso
             sequences.bit_length(),
             min(longest, 64),
             cut.window,
-            _bits(scale),
-            _bits(1.0 / (1.0 - dropout)),
+            float64_bits(scale),
+            float64_bits(1.0 / (1.0 - dropout)),
             threshold,
             seed,
             step,

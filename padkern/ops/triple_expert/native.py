@@ -51,6 +51,7 @@ def _launch(
     positives: Tensor,
     negatives: Tensor,
     valid: Tensor | None,
+    positive_weight: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     dtype = users.dtype
@@ -73,6 +74,7 @@ def _launch(
         gate.data_ptr(),
         item_bins.data_ptr(),
         (positives.data_ptr(), negatives.data_ptr(), address(valid)),
+        positive_weight,
         gradient,
         (value.data_ptr(), *(address(out) for out in outputs)),
     )
@@ -88,13 +90,16 @@ def gated_bce_value_native(
     positives: Tensor,
     negatives: Tensor,
     valid: Tensor | None,
+    positive_weight: float = 1.0,
 ) -> Tensor:
     """The loss: scalar of the dtype of ``users``. CPU tensors of one float dtype.
 
     Raises:
-        TypeError, ValueError: an argument does not fit the others, or an id is out of range.
+        TypeError, ValueError: an argument does not fit the others, or an id or the weight is out
+            of range.
     """
-    return _launch(users, item_tables, gate, item_bins, positives, negatives, valid, False)[0]
+    arrays = (users, item_tables, gate, item_bins, positives, negatives, valid)
+    return _launch(*arrays, positive_weight, False)[0]
 
 
 def gated_bce_value_grad_native(
@@ -105,15 +110,15 @@ def gated_bce_value_grad_native(
     positives: Tensor,
     negatives: Tensor,
     valid: Tensor | None,
+    positive_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss and its derivatives: (value, [T, E, d], [E, N + 1, d], [bins + 1, E]).
 
     Raises:
         TypeError, ValueError: as there.
     """
-    value, d_users, d_tables, d_gate = _launch(
-        users, item_tables, gate, item_bins, positives, negatives, valid, True
-    )
+    arrays = (users, item_tables, gate, item_bins, positives, negatives, valid)
+    value, d_users, d_tables, d_gate = _launch(*arrays, positive_weight, True)
     assert d_users is not None
     assert d_tables is not None
     assert d_gate is not None

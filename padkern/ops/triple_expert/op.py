@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.library import define, impl, register_fake
 
 from padkern import _backends
+from padkern.ops.triple_expert.calibration import check_positive_weight
 from padkern.ops.triple_expert.reference import gated_bce_loss_ref
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -20,7 +21,7 @@ _MAX_EXPERTS = 16
 
 _ARGUMENTS = (
     "(Tensor users, Tensor item_tables, Tensor gate, Tensor item_bins, Tensor positives, "
-    "Tensor negatives, Tensor? valid)"
+    "Tensor negatives, Tensor? valid, float positive_weight=1.0)"
 )
 define("padkern::gated_bce_value", _ARGUMENTS + " -> Tensor")
 define("padkern::gated_bce_value_grad", _ARGUMENTS + " -> (Tensor, Tensor, Tensor, Tensor)")
@@ -96,10 +97,12 @@ class _GatedBceFunction(torch.autograd.Function):
         positives: Tensor,
         negatives: Tensor,
         valid: Tensor | None,
+        positive_weight: float,
         interpreted: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         function = _value_grad_triton if interpreted else _VALUE_GRAD
-        return function(users, item_tables, gate, item_bins, positives, negatives, valid)
+        arrays = (users, item_tables, gate, item_bins, positives, negatives, valid)
+        return function(*arrays, positive_weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -112,7 +115,7 @@ class _GatedBceFunction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_value is None:
-            return (None,) * 8
+            return (None,) * 9
         saved = ctx.saved_tensors
         # The item gradient is as large as the tables: scaling it by one is a pass worth sparing.
         # Reading the factor costs nothing on the CPU.
@@ -121,7 +124,7 @@ class _GatedBceFunction(torch.autograd.Function):
         else:
             scaled = [x * grad_value.to(x.dtype) for x in saved]
         places = zip(scaled, ctx.dtypes, ctx.needs_input_grad, strict=False)
-        return (*(x.to(dtype) if needed else None for x, dtype, needed in places), *[None] * 5)
+        return (*(x.to(dtype) if needed else None for x, dtype, needed in places), *[None] * 6)
 
 
 def _check(
@@ -195,16 +198,19 @@ def gated_bce_loss(
     negatives: Tensor,
     *,
     valid: Tensor | None = None,
+    positive_weight: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
     r"""Binary cross-entropy of the gated expert score with sampled negatives.
 
     .. math::
         s_{t,i} = \sum_e g_{b(i),e}\,\langle u_{t,e}, v_{e,i}\rangle, \qquad
-        L = \frac1M\sum_t \mathrm{softplus}(-s_{t,p_t})
+        L = \frac wM\sum_t \mathrm{softplus}(-s_{t,p_t})
           + \frac1{Mk}\sum_t\sum_{j\le k}\mathrm{softplus}(s_{t,n_{tj}})
 
-    over the M valid tokens. The native and Triton backends read the item rows where they lie:
+    over the M valid tokens. w is 1 for plain binary cross-entropy; at that of
+    :func:`gbce_positive_weight` the loss is gBCE times (k + 1) / k, which undoes the overconfidence
+    that few negatives cause. The native and Triton backends read the item rows where they lie:
     nothing of size tokens x candidates x d exists, and value and all gradients come from one call.
     Item gradients are added in the order of the candidates, so the same inputs give the same bits,
     for any number of threads.
@@ -219,6 +225,7 @@ def gated_bce_loss(
         negatives: int64 ``[T, k]`` in ``0..N``, k >= 1.
         valid: bool ``[T]``; tokens that count. What the others hold, even NaN, changes nothing, but
             their ids must be in range.
+        positive_weight: w > 0, finite.
         backend: "auto", "reference" (plain torch, any device), "native" (CPU) or "triton" (CUDA);
             the last two first order. A named backend never falls back; "auto" may.
 
@@ -228,13 +235,15 @@ def gated_bce_loss(
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: Shapes or devices do not fit, k = 0, or an id is out of range (on the CPU;
-            with Triton the value is NaN).
+        ValueError: Shapes or devices do not fit, k = 0, w is not positive and finite, or an id is
+            out of range (on the CPU; with Triton the value is NaN).
         RuntimeError: The named backend cannot run; the message says why.
 
     Source: PAD, arXiv:2412.04107, phase 3; two separate means as in its released code.
+    gBCE: Petrov & Macdonald 2023, arXiv:2308.07192.
     """
     _check(users, item_tables, gate, item_bins, positives, negatives, valid)
+    check_positive_weight(positive_weight)
     arrays = (users, item_tables, gate, item_bins, positives, negatives, valid)
     chosen = _backends.choose_backend(
         backend,
@@ -248,13 +257,13 @@ def gated_bce_loss(
     if chosen != "triton":  # which reads half inputs as they are
         dtype = _compute_dtype(users, item_tables)
         users, item_tables, gate = users.to(dtype), item_tables.to(dtype), gate.to(dtype)
-    ids = arrays[3:]
+    rest = (*arrays[3:], float(positive_weight))
     if users.is_cpu and chosen != "native" and not torch.compiler.is_compiling():
         _check_ids(gate, item_tables, item_bins=item_bins, positives=positives, negatives=negatives)
     if chosen == "reference":
         with torch.autocast(users.device.type, enabled=False):
-            return gated_bce_loss_ref(users, item_tables, gate, *ids)
+            return gated_bce_loss_ref(users, item_tables, gate, *rest)
     interpreted = chosen == "triton" and users.is_cpu
     if torch.is_grad_enabled() and any(x.requires_grad for x in (users, item_tables, gate)):
-        return _GatedBceFunction.apply(users, item_tables, gate, *ids, interpreted)[0]
-    return (_value_triton if interpreted else _VALUE)(users, item_tables, gate, *ids)
+        return _GatedBceFunction.apply(users, item_tables, gate, *rest, interpreted)[0]
+    return (_value_triton if interpreted else _VALUE)(users, item_tables, gate, *rest)

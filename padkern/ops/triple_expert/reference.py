@@ -40,14 +40,16 @@ def gated_bce_loss_ref(
     positives: Tensor,
     negatives: Tensor,
     valid: Tensor | None = None,
+    positive_weight: float = 1.0,
 ) -> Tensor:
-    """``mean softplus(-s+) + mean softplus(s-)`` over the valid tokens and their negatives.
+    """``w mean softplus(-s+) + mean softplus(s-)`` over the valid tokens and their negatives.
 
     Args:
         users, item_tables, gate, item_bins: as in `gated_score_ref`.
         positives: int64 ``[T]``, the item of each token.
         negatives: int64 ``[T, k]``, k >= 1 sampled items of each token.
         valid: bool ``[T]``, tokens that count; None for all.
+        positive_weight: w.
 
     Returns:
         Scalar, dtype of the inputs; 0 without a valid token.
@@ -59,7 +61,8 @@ def gated_bce_loss_ref(
         users = torch.where(valid[:, None, None], users, torch.zeros_like(users))
     scores = gated_score_ref(users, item_tables, gate, item_bins, candidates)
     # softplus(x) = -logsigmoid(-x); torch's own softplus is only linear above 20.
-    positive, negative = -F.logsigmoid(scores[:, 0]), -F.logsigmoid(-scores[:, 1:]).mean(1)
+    positive = positive_weight * -F.logsigmoid(scores[:, 0])
+    negative = -F.logsigmoid(-scores[:, 1:]).mean(1)
     if valid is None:
         return (positive + negative).sum() / max(len(positives), 1)
     zero = torch.zeros_like(positive)

@@ -16,6 +16,7 @@ from padkern.ops.triple_expert.triton_kernels import (
     token_kernel,
     user_gradient_kernel,
 )
+from padkern.ops.triton_arguments import float64_bits
 from padkern.ops.triton_bins import bin_sums
 from padkern.ops.triton_interpreter import guard
 
@@ -43,11 +44,13 @@ class _Call:
         positives: Tensor,
         negatives: Tensor,
         valid: Tensor | None,
+        positive_weight: float,
     ) -> None:
         self.users, self.tables = _dense_rows(users), _dense_rows(item_tables)
         self.gate, self.item_bins = gate.detach().contiguous(), item_bins.contiguous()
         self.positives, self.negatives = positives.contiguous(), negatives.contiguous()
         self.valid = None if valid is None else valid.contiguous()
+        self.weight_bits = float64_bits(positive_weight)
         self.tokens, self.experts, self.dim = users.shape
         self.rows, self.bins, self.k = item_tables.shape[1], gate.shape[0], negatives.shape[1]
         self.width = self.experts * self.dim
@@ -88,6 +91,7 @@ class _Call:
             self.rows,
             self.bins,
             self.k,
+            self.weight_bits,
             self.valid is not None,
             delta is not None,
             self.whole,
@@ -199,9 +203,11 @@ def gated_bce_value_triton(
     positives: Tensor,
     negatives: Tensor,
     valid: Tensor | None,
+    positive_weight: float = 1.0,
 ) -> Tensor:
     """The loss: scalar, float64 if users or item_tables are, else float32. Any float dtypes."""
-    call = _Call(users, item_tables, gate, item_bins, positives, negatives, valid)
+    arrays = (users, item_tables, gate, item_bins, positives, negatives, valid)
+    call = _Call(*arrays, positive_weight)
     if call.tokens == 0:
         return call.new().zero_()
     with guard(users):
@@ -216,10 +222,12 @@ def gated_bce_value_grad_triton(
     positives: Tensor,
     negatives: Tensor,
     valid: Tensor | None,
+    positive_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss and its derivatives, all of the dtype of the loss: (value, [T, E, d],
     [E, N + 1, d], [bins + 1, E])."""
-    call = _Call(users, item_tables, gate, item_bins, positives, negatives, valid)
+    arrays = (users, item_tables, gate, item_bins, positives, negatives, valid)
+    call = _Call(*arrays, positive_weight)
     if call.tokens == 0:
         shapes = ((), users.shape, item_tables.shape, gate.shape)
         value, d_users, d_tables, d_gate = (call.new(*shape).zero_() for shape in shapes)

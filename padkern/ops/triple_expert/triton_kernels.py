@@ -89,7 +89,7 @@ def _weighted_row(
     return gate.to(dtype) * row.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["weight_bits"])
 def token_kernel(
     users_ptr,
     stride_token,
@@ -112,6 +112,7 @@ def token_kernel(
     rows,
     bins,
     k,
+    weight_bits,
     VALID: tl.constexpr,
     GRADIENT: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -123,6 +124,7 @@ def token_kernel(
 
     WHOLE: F fits one tile, and the user gradient is formed while the rows are in registers.
     losses[program]: its tokens' part of the loss.
+    weight_bits: the weight of the positives, a float64.
     """
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -134,6 +136,7 @@ def token_kernel(
     if VALID:
         count = tl.maximum(tl.load(count_ptr), 1)
     one = 1.0 / count.to(tl.float64)
+    of_positives = tl.cast(tl.cast(weight_bits, tl.int64), tl.float64, bitcast=True) * one
     of_negatives = one / k
     width = experts * dim
     total = tl.zeros([BLOCK_T], tl.float64)
@@ -196,7 +199,7 @@ def token_kernel(
         score = tl.where(good, score, float("nan"))
         sign = tl.where(slot == 0, -1.0, 1.0).to(dtype)
         loss, slope = _softplus(sign * score)
-        weight = tl.where(slot == 0, one, of_negatives)
+        weight = tl.where(slot == 0, of_positives, of_negatives)
         total += tl.where(used, loss.to(tl.float64) * weight, 0.0)
         if GRADIENT:
             delta = tl.where(used, sign * weight.to(dtype) * slope, 0.0).to(dtype)

@@ -70,6 +70,15 @@ def _valid(inputs: Arguments) -> Arguments:
     return {"valid": valid}
 
 
+# No float32 is 0.3: a weight that was rounded on its way shows in float64.
+OPTIONS = (
+    Options("all_tokens"),
+    Options("weight", lambda inputs: {"positive_weight": 0.3}),
+    Options("valid", _valid),
+    Options("valid_and_weight", lambda inputs: _valid(inputs) | {"positive_weight": 2.7}),
+)
+
+
 def _scale(arguments: Arguments) -> float:
     """Typical size of a score of standard normal states, vectors and gates."""
     _, experts, dim = arguments["users"].shape
@@ -84,7 +93,8 @@ def _gradient_sizes(arguments: Arguments) -> dict[str, float]:
 
 def _raw(case: Case, backend: str) -> tuple[Any, ...]:
     names = ("users", "item_tables", "gate", "item_bins", "positives", "negatives")
-    return (*(case.arguments[name] for name in names), case.arguments.get("valid"))
+    arrays = (*(case.arguments[name] for name in names), case.arguments.get("valid"))
+    return (*arrays, case.arguments.get("positive_weight", 1.0))
 
 
 _LONG = torch.int64
@@ -110,6 +120,12 @@ ERRORS = (
     ErrorCase("integer", {"users": torch.zeros(4, 3, 2, dtype=_LONG)}, TypeError, "float"),
     ErrorCase("not_a_tensor", {"gate": [[1.0]]}, TypeError, "must be a Tensor"),
     ErrorCase("device", {"gate": torch.zeros(3, 3, device="meta")}, ValueError, "must be on cpu"),
+    ErrorCase("weight_zero", {"positive_weight": 0.0}, ValueError, "positive and finite, got 0"),
+    ErrorCase("weight_low", {"positive_weight": -1e-9}, ValueError, "positive and finite"),
+    ErrorCase("weight_inf", {"positive_weight": float("inf")}, ValueError, "positive and finite"),
+    ErrorCase("weight_nan", {"positive_weight": float("nan")}, ValueError, "positive and finite"),
+    ErrorCase("weight_bool", {"positive_weight": True}, TypeError, "a number, got bool"),
+    ErrorCase("weight_tensor", {"positive_weight": torch.ones(())}, TypeError, "got Tensor"),
     ErrorCase("backend", {"backend": "fast"}, ValueError, "must be one of"),
 )
 
@@ -121,7 +137,7 @@ GATED_BCE = OpSpec(
     shapes=SHAPES,
     shape_text="tokens, experts, d, items, negatives, bins",
     dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
-    options=(Options("all_tokens"), Options("valid", _valid)),
+    options=OPTIONS,
     tolerances={torch.float64: Tolerance(1e-12, 1e-11), torch.float32: Tolerance(1e-6, 1e-5)},
     scale=_scale,
     gradient_sizes=_gradient_sizes,
