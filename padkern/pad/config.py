@@ -35,10 +35,18 @@ class TextConfig(Section):
     """What happens to the text matrix before training."""
 
     center: bool = True
+    all_but_top: int = Field(0, ge=0, description="leading components removed")
     pca: int | None = Field(256, ge=1, description="components kept; None keeps the width")
+    null_space: int = Field(0, ge=0, description="smallest components kept in place of pca")
     whiten: bool = True
     normalize: bool = True
     knn_decay: float = Field(0.6, gt=0, le=1, description="history decay of the text_knn row")
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> TextConfig:
+        if self.null_space and self.pca is not None:
+            raise _unfit(f"null_space needs pca=null, got {self.null_space} and pca={self.pca}")
+        return self
 
 
 class CaserConfig(Section):
@@ -231,7 +239,7 @@ class RunConfig(Section):
 
 
 #: Keys that came after runs had been stored: without them a run did what their defaults say.
-_LATER = ("model.caser",)
+_LATER = ("model.caser", "text.all_but_top", "text.null_space")
 
 
 def _missing(wanted: dict[str, Any], found: Any, prefix: str = "") -> str | None:
