@@ -17,6 +17,23 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from padkern.cli_options import (
+    BadRows,
+    Columns,
+    Data,
+    Device,
+    Filter,
+    NoMaskRepeats,
+    OptionalData,
+    Overrides,
+    Preset,
+    Quiet,
+    Resume,
+    Run,
+    Seed,
+    ShuffleText,
+    Text,
+)
 from padkern.errors import EnvError, PadkernError, UsageError
 
 app = typer.Typer(
@@ -28,48 +45,6 @@ app = typer.Typer(
     help="PAD for sequential recommendation: train in three phases, evaluate honestly, recommend.",
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 checkpoint, 5 environment.",
 )
-
-DATA_OPTION = typer.Option(
-    "--data",
-    metavar="DIR|NAME",
-    help="Folder or file of a data set, or a name: completejourney, prime_pantry, or a folder "
-    "under PADKERN_DATA.",
-)
-Data = Annotated[str, DATA_OPTION]
-OptionalData = Annotated[str | None, DATA_OPTION]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-Device = Annotated[
-    str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=COLUMN",
-        help="Column of the input tables: user, item, timestamp (or none), rating, items, "
-        "catalog_item, text.",
-    ),
-]
-Filter = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--filter",
-        metavar="NAME=VALUE",
-        help="min_rating, first_only, drop_consecutive_repeats, k_core, user_core, item_core, "
-        "min_user_length, keep_last, cut_above, max_users.",
-    ),
-]
-BadRows = Annotated[
-    str,
-    typer.Option(
-        metavar="error|skip|quarantine",
-        help="Stop at the first bad input row, drop bad rows, or drop them into a file.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Override configuration values."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 @app.callback()
@@ -86,37 +61,17 @@ def _options(
 def run(
     out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder to make.")],
     data: OptionalData = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL|MATRIX",
-            help="Text encoder (wordllama, minilm, a folder or a hub name) or a matrix file (.npy, "
-            ".safetensors, .parquet). Default: wordllama for completejourney, else minilm.",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="clean|parity",
-            help="clean: the method at its best (default); parity: what the authors' code does.",
-        ),
-    ] = None,
+    text: Text = None,
+    preset: Preset = None,
     device: Device = "auto",
-    seed: Annotated[int | None, typer.Option(help="Root of all random draws.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run, with the same result.")
-    ] = False,
+    seed: Seed = None,
+    resume: Resume = False,
     set_: Overrides = None,
     on_bad_rows: BadRows = "error",
     columns: Columns = None,
     filter_: Filter = None,
-    no_mask_repeats: Annotated[
-        bool, typer.Option("--no-mask-repeats", help="Keep a user's own history as candidates.")
-    ] = False,
-    shuffle_text: Annotated[
-        bool,
-        typer.Option("--shuffle-text", help="Control: permute the text vectors among the items."),
-    ] = False,
+    no_mask_repeats: NoMaskRepeats = False,
+    shuffle_text: ShuffleText = False,
     quiet: Quiet = False,
 ) -> None:
     """Train PAD, compare it with six rivals, write a report."""
@@ -139,13 +94,62 @@ def run(
 
 
 @app.command()
+def coldtest(
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder to make.")],
+    data: OptionalData = None,
+    share: Annotated[
+        float, typer.Option(metavar="S", help="Share of the items held out, drawn by the seed.")
+    ] = 0.1,
+    text: Text = None,
+    preset: Preset = None,
+    device: Device = "auto",
+    seed: Seed = None,
+    resume: Resume = False,
+    set_: Overrides = None,
+    on_bad_rows: BadRows = "error",
+    columns: Columns = None,
+    filter_: Filter = None,
+    no_mask_repeats: NoMaskRepeats = False,
+    shuffle_text: ShuffleText = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train without a share of the items, add them by text alone, rank among all."""
+    from padkern.pad.coldtest import run_cold_test
+    from padkern.pad.workflow import Request
+
+    request = Request(
+        data=data,
+        text=text,
+        preset=preset,
+        seed=seed,
+        overrides=list(set_ or ()) + (["evaluation.mask_repeats=false"] if no_mask_repeats else []),
+        device=device,
+        on_bad_rows=on_bad_rows,
+        columns=list(columns or ()),
+        filters=list(filter_ or ()),
+        shuffle_text=shuffle_text,
+        cold_share=share,
+    )
+    with _reporter(quiet) as reporter:
+        run_cold_test(request, out, resume=resume, reporter=reporter)
+
+
+@app.command()
 def embed(
     data: Data,
     text: Annotated[
         str, typer.Option(metavar="MODEL", help="wordllama, minilm, a folder or a hub name.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help=".npy, .safetensors or .parquet.")],
-    pooling: Annotated[str, typer.Option(metavar="mean|last|cls", help="Token pooling.")] = "mean",
+    pooling: Annotated[
+        str, typer.Option(metavar="mean|weighted|last|cls", help="Token pooling.")
+    ] = "mean",
+    attention: Annotated[
+        str,
+        typer.Option(
+            metavar="model|bidirectional", help="As trained, or a decoder that sees whole texts."
+        ),
+    ] = "model",
     max_tokens: Annotated[int | None, typer.Option(help="Longer texts are cut.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens per batch.")] = 4096,
     dtype: Annotated[
@@ -154,7 +158,11 @@ def embed(
     revision: Annotated[str | None, typer.Option(help="Of a hub model.")] = None,
     normalize: Annotated[bool, typer.Option(help="Unit length for each vector.")] = True,
     center: Annotated[bool, typer.Option("--center", help="Subtract the mean vector.")] = False,
+    all_but_top: Annotated[int, typer.Option(help="Leading components removed.")] = 0,
     pca: Annotated[int | None, typer.Option(help="Principal components kept.")] = None,
+    null_space: Annotated[
+        int, typer.Option(help="Smallest components kept, in place of --pca.")
+    ] = 0,
     whiten: Annotated[
         float, typer.Option(help="0 none to 1 full whitening; above 0 it also centres.")
     ] = 0.0,
@@ -175,13 +183,20 @@ def embed(
             out,
             options={
                 "pooling": pooling,
+                "attention": attention,
                 "max_tokens": max_tokens,
                 "batch_tokens": batch_tokens,
                 "dtype": dtype,
                 "revision": revision,
                 "normalize": normalize,
             },
-            transform={"center": center, "pca": pca, "whiten": whiten},
+            transform={
+                "center": center,
+                "all_but_top": all_but_top,
+                "pca": pca,
+                "null_space": null_space,
+                "whiten": whiten,
+            },
             device=device,
             on_bad_rows=on_bad_rows,
             columns=list(columns or ()),

@@ -226,6 +226,7 @@ def test_a_folder_with_other_things_in_it_is_refused(shop, tmp_path, capsys):
     [
         (["--set", "model.dimm=8"], "model.dimm"),
         (["--set", "model.dim=many"], "model.dim"),
+        (["--set", "text.null_space=4"], "null_space needs pca=null"),
         (["--set", "model.dim"], "key=value"),
         (["--preset", "dirty"], "--preset must be clean or parity"),
         (["--device", "abacus"], "not a torch device"),
@@ -388,6 +389,9 @@ def test_embed_writes_a_matrix_that_run_accepts(shop, tmp_path, capsys):
         ("none/m.npy", [], "no such folder"),
         ("m.npy", ["--pca", "0"], "pca must be"),
         ("m.npy", ["--whiten", "2"], "whiten must be"),
+        ("m.npy", ["--null-space", "2", "--pca", "3"], "null_space must be 0 where pca is set"),
+        ("m.npy", ["--all-but-top", "-1"], "all_but_top must be"),
+        ("m.npy", ["--null-space", "9"], "null_space must be at most 7"),
     ],
 )
 def test_embed_usage_errors(shop, tmp_path, capsys, out, more, part):

@@ -146,3 +146,67 @@ def test_bad_arguments():
         TextTransform().fit(matrix)
     with pytest.raises(ValueError, match="fitted on 12 columns, got 3"):
         TextTransform().fit(_matrix()).apply(np.zeros((2, 3), np.float32))
+
+
+def test_null_space_keeps_the_smallest_directions():
+    matrix = _matrix()
+    variance = np.linalg.eigvalsh(_covariance(matrix[1:]))[::-1]
+    full = TextTransform(pca=12).fit_apply(matrix)
+    out = TextTransform(null_space=4).fit_apply(matrix)
+    np.testing.assert_allclose(out, full[:, 8:], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(_covariance(out[1:]), np.diag(variance[8:]), atol=1e-3)
+    whole = TextTransform(null_space=4, whiten=True).fit_apply(matrix)
+    np.testing.assert_allclose(_covariance(whole[1:]), np.eye(4), atol=1e-4)
+    rest = TextTransform(all_but_top=8, whiten=True).fit_apply(matrix)
+    np.testing.assert_allclose(whole, rest, rtol=1e-6, atol=1e-6)
+
+
+def test_null_space_is_that_of_directions_in_which_rows_differ():
+    matrix = _matrix(rank=5)
+    out = TextTransform(null_space=2).fit_apply(matrix)
+    leading = TextTransform(pca=5).fit_apply(matrix)
+    np.testing.assert_allclose(out, leading[:, 3:], rtol=1e-6, atol=1e-6)
+    assert np.linalg.norm(out[1:], axis=0).min() > 1e-2
+    with pytest.raises(ValueError, match=r"null_space must be at most 5.*got 4 \+ 2"):
+        TextTransform(all_but_top=4, null_space=2).fit(matrix)
+    with pytest.raises(ValueError, match="null_space must be at least 0, got -1"):
+        TextTransform(null_space=-1)
+    with pytest.raises(ValueError, match="null_space must be 0 where pca is set, got 2 and 3"):
+        TextTransform(null_space=2, pca=3)
+
+
+def test_steps_run_in_the_documented_order():
+    matrix = _matrix().astype(np.float64)
+    rows = matrix[1:] - matrix[1:].mean(0)
+    variance, directions = np.linalg.eigh(rows.T @ rows / len(rows))
+    variance, directions = variance[::-1], directions[:, ::-1]
+    kept = rows @ directions[:, 2:5] / np.sqrt(variance[2:5])
+    want = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    transform = TextTransform(all_but_top=2, pca=3, whiten=True, normalize=True)
+    got = transform.fit_apply(matrix)[1:].astype(np.float64)
+    np.testing.assert_allclose(np.abs(got), np.abs(want), atol=1e-5)
+    np.testing.assert_allclose(got @ got.T, want @ want.T, atol=1e-5)
+
+
+def test_a_run_takes_its_steps_from_the_configuration():
+    from padkern.errors import UsageError
+    from padkern.pad.config import RunConfig
+    from padkern.pad.stored import fit_text
+
+    matrix = _matrix()
+    for words, want in (
+        (["text.all_but_top=2", "text.pca=3"], {"all_but_top": 2, "pca": 3}),
+        (["text.all_but_top=2"], {"all_but_top": 2, "pca": 10}),
+        (["text.pca=null", "text.null_space=4"], {"null_space": 4}),
+    ):
+        config = RunConfig().with_overrides(words)
+        options = TextTransform(**want, whiten=True, normalize=True)
+        assert fit_text(matrix, config).options == options
+    with pytest.raises(UsageError, match="null_space needs pca=null, got 4 and pca=256"):
+        RunConfig().with_overrides(["text.null_space=4"])
+    # A run stored before these keys came did what their defaults say.
+    text = RunConfig().to_yaml()
+    lines = text.splitlines(keepends=True)
+    older = "".join(line for line in lines if "all_but_top" not in line and "null_sp" not in line)
+    assert older != text
+    assert RunConfig.from_yaml(older) == RunConfig()

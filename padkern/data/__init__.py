@@ -15,22 +15,27 @@ from padkern.data.split import EvalSplit, Split, global_time, leave_one_out, mak
 from padkern.data.write import write_dataset
 
 if TYPE_CHECKING:
+    from padkern.data.cold import ColdData, cold_targets, hold_out_items
     from padkern.data.fetch import resolve_dataset
     from padkern.data.filters import Filters
     from padkern.data.io import Columns, read_dataset
     from padkern.data.raw import authors_filters, convert_raw, read_raw
 
 _LAZY = {
+    "ColdData": "cold",
     "Columns": "io",
     "Filters": "filters",
     "authors_filters": "raw",
+    "cold_targets": "cold",
     "convert_raw": "raw",
+    "hold_out_items": "cold",
     "read_dataset": "io",
     "read_raw": "raw",
     "resolve_dataset": "fetch",
 }
 
 __all__ = [
+    "ColdData",
     "Columns",
     "Dataset",
     "EvalSplit",
@@ -40,10 +45,12 @@ __all__ = [
     "Split",
     "audit",
     "authors_filters",
+    "cold_targets",
     "convert_raw",
     "format_audit",
     "frequency_bins",
     "global_time",
+    "hold_out_items",
     "leave_one_out",
     "make_split",
     "read_dataset",

@@ -9,7 +9,14 @@ import numpy as np
 from padkern.data.dataset import Dataset, Ragged
 from padkern.errors import DataError
 
-__all__ = ["EvalSplit", "Split", "global_time", "leave_one_out", "make_split"]
+__all__ = [
+    "EvalSplit",
+    "Split",
+    "global_time",
+    "leave_one_out",
+    "make_split",
+    "target_positions",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +204,33 @@ def make_split(
             "split no user has two training interactions"
         )
     return split
+
+
+def target_positions(
+    sequences: Ragged, timestamps: np.ndarray | None, split: Split
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the rule of a split finds the test targets of other sequences.
+
+    Args:
+        sequences: item ids, oldest first.
+        timestamps: parallel to ``sequences.values``; needed by a global time split.
+        split: gives the kind, its smallest length or its test time.
+
+    Returns:
+        Rows int64 ``[n]`` that have a test target, and its position in each, which is at least 1.
+
+    Raises:
+        DataError: a global time split, and no timestamps.
+    """
+    lengths = sequences.lengths
+    if split.kind == "leave_one_out":
+        rows = np.flatnonzero(lengths >= split.info["min_length"])
+        return rows, lengths[rows] - 1
+    if timestamps is None:
+        raise DataError("the global time split needs timestamps, and there are none")
+    before = _count_per_row(sequences, timestamps < split.info["test_time"])
+    rows = np.flatnonzero((before < lengths) & (before > 0))
+    return rows, before[rows]
 
 
 def _count_per_row(sequences: Ragged, flags: np.ndarray) -> np.ndarray:

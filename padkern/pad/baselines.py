@@ -6,6 +6,7 @@ inner product.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,11 @@ class MostPop:
             raise ValueError("train_frequency must not be negative")
         # float64 holds every count exactly; in float32 counts above 2^24 would tie by rounding.
         self._items = torch.from_numpy(frequency.astype(np.float64))[:, None]
+
+    def add_items(self, text_matrix: np.ndarray | Tensor) -> MostPop:
+        """The same ranker with more items, one for each row; nobody took them."""
+        frequency = self._items[:, 0].numpy()
+        return MostPop(np.concatenate([frequency, np.zeros(len(text_matrix))]))
 
     def user_states(self, history: Ragged) -> Tensor:
         """float64 ones ``[n, 1]``."""
@@ -88,13 +94,36 @@ class TextKNN:
             raise ValueError(f"max_len must be at least 1, got {max_len}")
         given = (text != 0).any(dim=1)
         given[0] = False
-        items = torch.zeros_like(text)
         rows = text[given]
-        if centre and len(rows):
-            rows = rows - rows.mean(dim=0)
-        items[given] = torch.nn.functional.normalize(rows, dim=1)
-        self._items = items
+        self._mean = rows.mean(dim=0) if centre and len(rows) else torch.zeros(text.shape[1])
+        self._items = torch.cat([torch.zeros_like(text[:1]), self._placed(text[1:])])
         self._weights = decay ** torch.arange(max_len, dtype=torch.float32)
+
+    def _placed(self, text: Tensor) -> Tensor:
+        """Rows centred and scaled to length 1; zero rows stay zero."""
+        given = (text != 0).any(dim=1)
+        items = torch.zeros_like(text)
+        items[given] = torch.nn.functional.normalize(text[given] - self._mean, dim=1)
+        return items
+
+    def add_items(self, text_matrix: np.ndarray | Tensor) -> TextKNN:
+        """The same ranker with more items; the mean stays that of the items before.
+
+        Args:
+            text_matrix: float ``[M, E]``, no padding row.
+
+        Raises:
+            ValueError: another width, NaN or Inf.
+        """
+        text = torch.as_tensor(text_matrix).detach().to("cpu", torch.float32)
+        width = self._items.shape[1]
+        if text.ndim != 2 or text.shape[1] != width:
+            raise ValueError(f"text_matrix must be [M, {width}], got {list(text.shape)}")
+        if not bool(torch.isfinite(text).all()):
+            raise ValueError("text_matrix must be finite, found NaN or Inf")
+        grown = copy.copy(self)
+        grown._items = torch.cat([self._items, self._placed(text)])
+        return grown
 
     def user_states(self, history: Ragged) -> Tensor:
         """float32 ``[n, E]``; an empty history gives zeros."""

@@ -35,10 +35,18 @@ class TextConfig(Section):
     """What happens to the text matrix before training."""
 
     center: bool = True
+    all_but_top: int = Field(0, ge=0, description="leading components removed")
     pca: int | None = Field(256, ge=1, description="components kept; None keeps the width")
+    null_space: int = Field(0, ge=0, description="smallest components kept in place of pca")
     whiten: bool = True
     normalize: bool = True
     knn_decay: float = Field(0.6, gt=0, le=1, description="history decay of the text_knn row")
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> TextConfig:
+        if self.null_space and self.pca is not None:
+            raise _unfit(f"null_space needs pca=null, got {self.null_space} and pca={self.pca}")
+        return self
 
 
 class CaserConfig(Section):
@@ -323,6 +331,8 @@ class RunConfig(Section):
 _LATER = (
     "model.caser",
     "model.null_dim",
+    "text.all_but_top",
+    "text.null_space",
     "loss.calibration",
     "align.loss",
     "align.kernel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,28 +16,41 @@ from padkern.data.dataset import Dataset, Ragged
 from padkern.data.split import EvalSplit, Split, make_split
 from padkern.errors import CheckpointError, UsageError
 from padkern.models.triple_expert import ExpertModel
+from padkern.pad.added import grown_run, load_added
 from padkern.pad.baselines import MostPop, TextKNN
 from padkern.pad.config import RunConfig
 from padkern.pad.evaluation import Evaluation, evaluate
 from padkern.pad.folder import RunFolder
 from padkern.pad.gate import cross_fitted, held_out, hidden_in_fit
 from padkern.pad.phases import TRAINED_ROWS, Phases
-from padkern.text.transform import TextTransform
+from padkern.text.transform import FittedTransform, TextTransform
 
 _EXACT_SHARE = 1e-12
 
 
-def transform_text(matrix: np.ndarray, config: RunConfig) -> Tensor:
-    """The text matrix that models see: ``[N + 1, E]`` float32 after centring, PCA and so on."""
+def fit_text(matrix: np.ndarray, config: RunConfig) -> FittedTransform:
+    """The transform of a run's text, measured in float64 on all items of its catalogue with text.
+
+    Items that nobody took in training count too: their texts are known, and no interaction is used.
+    Items that are added later do not count.
+    """
     options = config.text
-    width = min(options.pca or matrix.shape[1], matrix.shape[1], max(len(matrix) - 2, 1))
+    room = max(min(matrix.shape[1], len(matrix) - 2) - options.all_but_top, 1)
+    width = min(options.pca or room, room)
     transform = TextTransform(
         center=options.center,
+        all_but_top=options.all_but_top,
         pca=None if options.pca is None else width,
+        null_space=options.null_space,
         whiten=options.whiten,
         normalize=options.normalize,
     )
-    return torch.from_numpy(transform.fit_apply(matrix))
+    return transform.fit(matrix)
+
+
+def transform_text(matrix: np.ndarray, config: RunConfig) -> Tensor:
+    """The text matrix that models see: ``[N + 1, E]`` float32 after centring, PCA and so on."""
+    return torch.from_numpy(fit_text(matrix, config).apply(matrix))
 
 
 def untrained_scorers(split: Split, text_matrix: np.ndarray, config: RunConfig) -> dict[str, Any]:
@@ -99,6 +113,10 @@ class LoadedRun:
         split, bins: as trained.
         config: the resolved configuration.
         scorers: row -> scorer, all seven rows.
+        transform: what made the models' text matrix of the raw one; added items take it too.
+        text_source: encoder or matrix file of the run, None where it is not recorded.
+        added: float32 ``[M, E]`` raw vectors of the items added after training, the last M of the
+            catalogue; None: none.
     """
 
     dataset: Dataset
@@ -106,6 +124,9 @@ class LoadedRun:
     bins: FrequencyBins
     config: RunConfig
     scorers: dict[str, Any]
+    transform: FittedTransform
+    text_source: str | None = None
+    added: np.ndarray | None = None
 
     @property
     def model(self) -> ExpertModel:
@@ -138,6 +159,34 @@ class LoadedRun:
                 seed=self.config.seed, mask_repeats=self.config.evaluation.mask_repeats,
             )  # fmt: skip
         return evaluate_row(self.scorers[row], self.split, part, self.bins, self.config)
+
+    def add_items(
+        self,
+        items: Sequence[str],
+        *,
+        vectors: np.ndarray | None = None,
+        texts: Sequence[str] | None = None,
+        device: str = "cpu",
+    ) -> LoadedRun:
+        """A run whose catalogue has M more items, known by text alone; nothing is trained.
+
+        They pass through the run's own text transform and get zero ID vectors and the bin of unseen
+        items: what every row gives an item that nobody took in training. Scores of the old items do
+        not change by a bit. Internal ids go on after the old ones.
+
+        Args:
+            items: external ids, new to the run.
+            vectors: float ``[M, E]`` as the run's encoder gives them; default: ``texts``, embedded
+                by the run's encoder.
+            texts: shown in recommendations; needed where ``vectors`` are not given.
+            device: of the encoder.
+
+        Raises:
+            ValueError: an id that is known, empty or there twice, vectors of another shape or with
+                NaN or Inf, or neither vectors nor an encoder to make them.
+            EnvError: the encoder cannot be used.
+        """
+        return grown_run(self, items, vectors=vectors, texts=texts, device=device)
 
     @torch.no_grad()
     def recommend(self, history_ids: list[int], k: int = 10) -> list[dict[str, Any]]:
@@ -195,7 +244,7 @@ class LoadedRun:
 
 
 def load_run(folder: RunFolder, *, device: str = "cpu") -> LoadedRun:
-    """Opens a finished run folder.
+    """Opens a finished run folder, with the items stored there by `padkern.pad.added.store_added`.
 
     Raises:
         CheckpointError: a part is missing, broken or does not fit the others.
@@ -204,7 +253,8 @@ def load_run(folder: RunFolder, *, device: str = "cpu") -> LoadedRun:
     dataset, matrix = load_inputs(folder)
     split = make_split(dataset, config.split)
     bins = frequency_bins(split.train_frequency, config.num_bins, unseen=config.unseen)
-    text = transform_text(matrix, config)
+    fitted = fit_text(matrix, config)
+    text = torch.from_numpy(fitted.apply(matrix))
     phases = Phases.of(split, bins, text, config, device=device)
     scorers = untrained_scorers(split, matrix, config)
     for row in TRAINED_ROWS:
@@ -217,4 +267,7 @@ def load_run(folder: RunFolder, *, device: str = "cpu") -> LoadedRun:
             raise CheckpointError(f"{folder.file(f'models/{row}')}: weight {wrong} does not fit")
         model.load_state_dict(tensors, strict=False)
         scorers[row] = model.eval()
-    return LoadedRun(dataset, split, bins, config, scorers)
+    run = folder.read_json("run.json") if folder.exists("run.json") else {}
+    source = run.get("request", {}).get("text")
+    loaded = LoadedRun(dataset, split, bins, config, scorers, fitted, source)
+    return load_added(folder, loaded)

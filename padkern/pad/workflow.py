@@ -49,6 +49,7 @@ class Request:
         columns: ``name=column`` of the input tables.
         filters: ``name=value`` of :class:`padkern.data.Filters`.
         shuffle_text: permute the text vectors among the items (a control).
+        cold_share: share of the items held out for a cold test; None: an ordinary run.
     """
 
     data: str | None
@@ -61,6 +62,7 @@ class Request:
     columns: list[str] = field(default_factory=list)
     filters: list[str] = field(default_factory=list)
     shuffle_text: bool = False
+    cold_share: float | None = None
 
     @property
     def source(self) -> str:
@@ -84,7 +86,7 @@ def train(request: Request, out: Path, *, resume: bool, reporter: Reporter) -> d
         UsageError: the folder is in use, or an option or configuration value is not accepted.
         DataError, CheckpointError, EnvError: see the exit codes of the command line.
     """
-    from padkern.data import audit, format_audit, make_split
+    from padkern.pad.coldtest import hold_out, store_cold
     from padkern.pad.report import write_report
     from padkern.pad.run import run_experiment, shuffled_text
     from padkern.pad.show import show_tables
@@ -92,6 +94,7 @@ def train(request: Request, out: Path, *, resume: bool, reporter: Reporter) -> d
 
     config = _run_config(request, out, resume)
     device = pick_device(request.device)
+    cold = None
     stored = RunFolder(out, create=False) if resume and out.is_dir() else None
     if stored is not None and stored.has("dataset"):
         _same_request(stored, request)
@@ -108,13 +111,15 @@ def train(request: Request, out: Path, *, resume: bool, reporter: Reporter) -> d
             filters=request.filters,
             quarantine=out / _QUARANTINE,
         )
-        split = make_split(dataset, config.split)
-        facts = audit(dataset, split, config.model.max_len)
-        reporter.message(format_audit(facts))
+        facts = _audited(dataset, config, reporter)
         matrix = text_matrix(request.source, dataset, device=device, reporter=reporter)
         if request.shuffle_text:
             matrix = shuffled_text(matrix, config.seed)
             reporter.message("control: the text vectors are permuted among the items")
+        if request.cold_share is not None:
+            dataset, matrix, cold = hold_out(dataset, matrix, config, request.cold_share)
+            reporter.message(f"cold test: {len(cold.items):,} items are held out; without them:")
+            facts = _audited(dataset, config, reporter)
     with RunFolder(out) as folder:
         if not resume and folder.exists("config.yaml"):
             raise UsageError(f"--out {out}: another process started a run there")
@@ -122,6 +127,8 @@ def train(request: Request, out: Path, *, resume: bool, reporter: Reporter) -> d
             folder.write_yaml("config.yaml", config.to_yaml())
             folder.write_json("run.json", _record(request, device, matrix.shape[1]))
             folder.write_json("audit.json", facts)
+            if cold is not None:
+                store_cold(folder, cold)
             store_inputs(folder, dataset, matrix)
         metrics = run_experiment(
             dataset,
@@ -163,10 +170,9 @@ def embed(
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder")
     try:
+        fitted = ("whiten", "pca", "all_but_top", "null_space")
         wanted = TextTransform(
-            center=transform["center"] or transform["whiten"] > 0 or transform["pca"] is not None,
-            pca=transform["pca"],
-            whiten=transform["whiten"],
+            **{**transform, "center": transform["center"] or any(transform[key] for key in fitted)}
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -334,6 +340,15 @@ def _run_config(request: Request, out: Path, resume: bool) -> RunConfig:
     return stored
 
 
+def _audited(dataset: Dataset, config: RunConfig, reporter: Reporter) -> dict[str, Any]:
+    """The audit of a data set and its split, shown."""
+    from padkern.data import audit, format_audit, make_split
+
+    facts = audit(dataset, make_split(dataset, config.split), config.model.max_len)
+    reporter.message(format_audit(facts))
+    return facts
+
+
 def _same_request(folder: RunFolder, request: Request) -> None:
     """Raises UsageError where an option contradicts the inputs stored in the run to resume."""
     before = folder.read_json("run.json").get("request", {})
@@ -342,6 +357,8 @@ def _same_request(folder: RunFolder, request: Request) -> None:
             raise UsageError(f"--{name} {value}: the run to resume has {before.get(name)}")
     if request.shuffle_text != before.get("shuffle_text", False):
         raise UsageError("--shuffle-text must be given as in the run to resume")
+    if request.cold_share != before.get("cold_share"):
+        raise UsageError(f"--share: the run to resume has {before.get('cold_share')}")
 
 
 def _record(request: Request, device: str, width: int) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def load_text(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
     pooling: str = "mean",
+    attention: str = "model",
     batch_tokens: int = 4096,
     max_tokens: int | None = None,
     normalize: bool = True,
@@ -57,8 +58,8 @@ def load_text(
         dataset: gives item ids and texts.
         transform: fitted on the items' rows and applied; None: the matrix as it is.
         cache_dir: as in ``embed_texts``; ``default_cache_dir()`` is the user's own.
-        device, progress, pooling, batch_tokens, max_tokens, normalize, dtype, revision: as in
-            ``embed_texts``; for a matrix file they have no effect.
+        device, progress, pooling, attention, batch_tokens, max_tokens, normalize, dtype, revision:
+            as in ``embed_texts``; for a matrix file they have no effect.
 
     Returns:
         float32 [N + 1, E]; row 0 (padding) is zero, and so is the row of an item without text,
@@ -78,6 +79,7 @@ def load_text(
             dataset.texts,
             str(source),
             pooling=pooling,
+            attention=attention,
             batch_tokens=batch_tokens,
             max_tokens=max_tokens,
             normalize=normalize,

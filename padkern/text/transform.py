@@ -1,10 +1,11 @@
-"""Linear transforms of a text matrix: centring, PCA, whitening, removal of common directions.
+"""Linear transforms of a text matrix: centring, removal or choice of directions, whitening.
 
 Sentence and LLM embeddings are anisotropic: a shared mean and a few large directions hide what
 tells items apart. Whitening: x -> diag(lambda)^-1/2 V^T (x - mean), with V and lambda the
 eigenvectors and eigenvalues of the rows' covariance (divided by the number of rows); source: Su et
 al. 2021, "Whitening sentence representations". Removal of the top directions: Mu and Viswanath
-2018, "All-but-the-top".
+2018, "All-but-the-top". Projection into the null space, the directions of small variance: Hu et al.
+2025, AlphaFuse, arXiv:2504.19218, which learns ID vectors there.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ _CHUNK = 65536  # rows held in float64 at a time
 
 @dataclass(frozen=True)
 class TextTransform:
-    """What to do with a text matrix before the models see it; the steps run in this order.
+    """What to do with a text matrix before the models see it.
+
+    The steps run in the order of the fields: centre, drop the leading directions, keep some of the
+    rest (``pca`` or ``null_space``), whiten what is kept, normalise. All directions are principal
+    directions of the centred rows, measured once.
 
     Attributes:
         center: subtract the mean of the fitted rows.
         all_but_top: number of leading principal directions removed, >= 0.
         pca: number of principal directions kept (output columns), or None for all input columns.
+        null_space: number of the smallest principal directions kept (output columns, larger
+            variance first) in place of the largest; directions of rounding noise alone (see
+            ``eps``) do not count. 0: off. Not together with ``pca``.
         whiten: True (1.0) gives every kept direction variance 1, False (0.0) leaves the variances,
             a number between scales by variance^(-whiten/2).
         normalize: divide each row by its Euclidean norm at the end.
@@ -34,6 +42,7 @@ class TextTransform:
     center: bool = True
     all_but_top: int = 0
     pca: int | None = None
+    null_space: int = 0
     whiten: bool | float = False
     normalize: bool = False
     eps: float = 1e-5
@@ -43,6 +52,12 @@ class TextTransform:
             raise ValueError(f"all_but_top must be at least 0, got {self.all_but_top}")
         if self.pca is not None and self.pca < 1:
             raise ValueError(f"pca must be at least 1 or None, got {self.pca}")
+        if self.null_space < 0:
+            raise ValueError(f"null_space must be at least 0, got {self.null_space}")
+        if self.null_space and self.pca is not None:
+            raise ValueError(
+                f"null_space must be 0 where pca is set, got {self.null_space} and {self.pca}"
+            )
         if not 0.0 <= float(self.whiten) <= 1.0:
             raise ValueError(f"whiten must be between 0 and 1, got {self.whiten}")
         if not 0.0 < self.eps < 1.0:
@@ -60,8 +75,8 @@ class TextTransform:
             The fitted transform.
 
         Raises:
-            ValueError: not a 2-D matrix, no row to fit on, NaN or Inf, pca or all_but_top too
-                large.
+            ValueError: not a 2-D matrix, no row to fit on, NaN or Inf, pca, all_but_top or
+                null_space too large.
         """
         matrix = _matrix(matrix)
         width = matrix.shape[1]
@@ -82,19 +97,27 @@ class TextTransform:
             raise ValueError("a text transform needs finite rows, the matrix has NaN or Inf")
         mean = total / len(used) if self.center else np.zeros(width)
 
-        if not (self.all_but_top or self.pca or self.whiten):
+        if not (self.all_but_top or self.pca or self.null_space or self.whiten):
             return FittedTransform(self, mean, None, None)
         variance, directions = _principal(matrix, used, mean)
         top = self.all_but_top
-        if self.pca is None and not self.whiten:
+        live = np.sqrt(variance) > self.eps * np.sqrt(variance[0])
+        if self.pca is None and not self.null_space and not self.whiten:
             removed = directions[:, :top]
             return FittedTransform(self, mean, np.eye(width) - removed @ removed.T, None)
         keep = slice(top, top + self.pca if self.pca is not None else width)
+        if self.null_space:
+            end = int(live.sum())
+            if top + self.null_space > end:
+                raise ValueError(
+                    f"all_but_top + null_space must be at most {end}, the directions in which the "
+                    f"rows differ, got {top} + {self.null_space}"
+                )
+            keep = slice(end - self.null_space, end)
         kept, basis = variance[keep], directions[:, keep]
         if self.whiten:
-            live = np.sqrt(kept) > self.eps * np.sqrt(variance[0])
-            power = np.where(live, kept, 1.0) ** (-float(self.whiten) / 2)
-            basis = basis * np.where(live, power, 0.0)
+            power = np.where(live[keep], kept, 1.0) ** (-float(self.whiten) / 2)
+            basis = basis * np.where(live[keep], power, 0.0)
         return FittedTransform(self, mean, basis, variance)
 
     def fit_apply(self, matrix: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:

@@ -790,11 +790,43 @@ ALIGNMENT = (
     Mutant(
         "a_plan_reads_the_first_items_weights",
         "padkern/models/triple_expert.py",
-        "plan.negative_rows, items=plan.unique",
-        "plan.negative_rows, items=torch.arange(len(plan.unique))",
+        "*slots, positive_weight, items=plan.unique",
+        "*slots, positive_weight, items=torch.arange(len(plan.unique))",
         _select("test_gates", "loss_of_a_plan"),
     ),
 )
 
+COLD = (
+    Mutant(
+        "token_weights_start_at_zero",
+        "padkern/text/encoders.py",
+        "weight = mask.cumsum(1) * mask",
+        "weight = (mask.cumsum(1) - 1 + 1e-9) * mask",
+        _select("test_text_decoders", "alone"),
+        needs="transformers",
+    ),
+    Mutant(
+        "models_see_held_out_items_in_histories",
+        "padkern/data/cold.py",
+        "history = _filtered(whole, whole.values < size)",
+        "history = whole",
+        _select("test_cold", "targets_are_those"),
+    ),
+    Mutant(
+        "added_items_join_the_hottest_bin",
+        "padkern/models/growth.py",
+        "int(model.item_bins.max()) if unseen_bin is None else unseen_bin",
+        "1",
+        _select("test_cold", "unseen_item_of_the_catalogue"),
+    ),
+    Mutant(
+        "text_knn_moves_its_mean",
+        "padkern/pad/baselines.py",
+        "grown._items = torch.cat([self._items, self._placed(text)])",
+        "grown._items = torch.cat([self._items, self._placed(text - text.mean(dim=0))])",
+        _select("test_cold", "keeps_its_mean"),
+    ),
+)
+
 MUTANTS = PYTHON + READERS + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + EXPERTS
-MUTANTS += TRITON + TRITON_HEAD + SEQUENCE + ALIGNMENT
+MUTANTS += TRITON + TRITON_HEAD + SEQUENCE + ALIGNMENT + COLD

@@ -1,0 +1,140 @@
+"""Items added to a finished run by text alone, and how they are stored beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from padkern.data.bins import FrequencyBins
+from padkern.data.dataset import Dataset
+from padkern.models.growth import add_items
+from padkern.models.triple_expert import ExpertModel
+from padkern.pad.folder import RunFolder
+
+if TYPE_CHECKING:
+    from padkern.pad.stored import LoadedRun
+
+__all__ = ["grown_run", "load_added", "store_added"]
+
+_NAME = "added"
+
+
+def grown_run(
+    run: LoadedRun,
+    items: Sequence[str],
+    *,
+    vectors: np.ndarray | None = None,
+    texts: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> LoadedRun:
+    """A run whose catalogue has more items; see :meth:`padkern.pad.stored.LoadedRun.add_items`."""
+    items = list(items)
+    texts = None if texts is None else list(texts)
+    _check_names(items, texts, run.dataset)
+    if vectors is None:
+        vectors = _embedded(run, texts, device)
+    raw = np.asarray(vectors)
+    width = len(run.transform.mean)
+    if raw.shape != (len(items), width) or raw.dtype.kind != "f":
+        raise ValueError(
+            f"vectors must be floats [{len(items)}, {width}], one row for each item in the width "
+            f"of the run's text matrix, got {raw.dtype}{list(raw.shape)}"
+        )
+    raw = raw.astype(np.float32)
+    if not np.isfinite(raw).all():
+        raise ValueError("vectors must be finite, found NaN or Inf")
+    padded = np.concatenate([np.zeros((1, width), np.float32), raw])
+    moved = torch.from_numpy(run.transform.apply(padded)[1:])
+    count = len(items)
+    before = run.dataset
+    frequency = np.concatenate([run.split.train_frequency, np.zeros(count, dtype=np.int64)])
+    return replace(
+        run,
+        dataset=Dataset(
+            name=before.name,
+            users=before.users,
+            items=before.items + items,
+            sequences=before.sequences,
+            timestamps=before.timestamps,
+            texts=before.texts + (texts or [""] * count),
+            provenance=before.provenance,
+        ),
+        split=replace(run.split, train_frequency=frequency),
+        bins=_grown_bins(run.bins, count),
+        scorers={row: _grown(scorer, raw, moved) for row, scorer in run.scorers.items()},
+        added=raw if run.added is None else np.concatenate([run.added, raw]),
+    )
+
+
+def store_added(folder: RunFolder, run: LoadedRun) -> None:
+    """Writes the added items into the run's folder; `load_run` then gives the grown run.
+
+    The folder keeps the weights as they were trained and, beside them, ids, texts and raw vectors
+    of all items added so far.
+
+    Raises:
+        ValueError: nothing was added.
+    """
+    if run.added is None:
+        raise ValueError("run must have added items (LoadedRun.add_items), it has none")
+    count = len(run.added)
+    names = {"items": run.dataset.items[-count:], "texts": run.dataset.texts[-count:]}
+    folder.save_tensors(_NAME, {"vectors": torch.from_numpy(run.added)}, names)
+
+
+def load_added(folder: RunFolder, run: LoadedRun) -> LoadedRun:
+    """The run with the items that `store_added` wrote; the run itself where there are none."""
+    if not folder.has(_NAME):
+        return run
+    tensors, names = folder.load_tensors(_NAME)
+    vectors = tensors["vectors"].numpy()
+    return grown_run(run, names["items"], vectors=vectors, texts=names["texts"])
+
+
+def _check_names(items: list[str], texts: list[str] | None, dataset: Dataset) -> None:
+    if not items:
+        raise ValueError("items must hold at least one item id")
+    known = dataset.item_ids()
+    new: set[str] = set()
+    for item in items:
+        if not isinstance(item, str) or not item:
+            raise ValueError(f"items must be non-empty strings, got {item!r}")
+        if item in known:
+            raise ValueError(f"items must be new to the run, {item!r} is in its catalogue")
+        if item in new:
+            raise ValueError(f"items must be given once, {item!r} is there twice")
+        new.add(item)
+    if texts is not None and len(texts) != len(items):
+        raise ValueError(f"texts must have {len(items)} entries like items, got {len(texts)}")
+
+
+def _embedded(run: LoadedRun, texts: list[str] | None, device: str) -> np.ndarray:
+    """Raw vectors of texts by the encoder of the run."""
+    from padkern.text import default_cache_dir, embed_texts, is_matrix_file
+
+    if texts is None:
+        raise ValueError("vectors or texts must be given")
+    source = run.text_source
+    if source is None or is_matrix_file(source):
+        raise ValueError(
+            "vectors must be given: the run's own came from "
+            + ("an unknown source" if source is None else f"the matrix file {source}")
+        )
+    return embed_texts(texts, source, device=device, cache_dir=default_cache_dir())
+
+
+def _grown_bins(bins: FrequencyBins, count: int) -> FrequencyBins:
+    new_bin = int(bins.item_bins.max()) if bins.unseen_bin is None else bins.unseen_bin
+    item_bins = np.concatenate([bins.item_bins, np.full(count, new_bin, dtype=np.int64)])
+    return replace(bins, item_bins=item_bins, edges=(*bins.edges[:-1], bins.edges[-1] + count))
+
+
+def _grown(scorer: Any, raw: np.ndarray, moved: torch.Tensor) -> Any:
+    """A scorer over the grown catalogue: trained models see transformed vectors."""
+    if isinstance(scorer, ExpertModel):
+        return add_items(scorer, moved)
+    return scorer.add_items(raw)
