@@ -99,7 +99,6 @@ CASES: dict[str, tuple[Any, ...]] = {
 }
 # Bytes of stack a thread may use: none, but for what is known here.
 STACK = {
-    ("sm_80", "gated loss fp32 512", "token_kernel"): 8,
     ("sm_90", "catalogue fp64 64", "mass_kernel"): 8,
 }
 _compiled: dict[str, set[Any]] = {name: set() for name in TARGETS}

@@ -136,8 +136,8 @@ def token_kernel(
     if VALID:
         count = tl.maximum(tl.load(count_ptr), 1)
     one = 1.0 / count.to(tl.float64)
-    of_positives = tl.cast(tl.cast(weight_bits, tl.int64), tl.float64, bitcast=True) * one
-    of_negatives = one / k
+    of_positive = tl.cast(tl.cast(weight_bits, tl.int64), tl.float64, bitcast=True)
+    of_negative = 1.0 / tl.cast(k, tl.float64)
     width = experts * dim
     total = tl.zeros([BLOCK_T], tl.float64)
     d_user = tl.zeros([BLOCK_T, BLOCK_F], dtype)
@@ -199,7 +199,7 @@ def token_kernel(
         score = tl.where(good, score, float("nan"))
         sign = tl.where(slot == 0, -1.0, 1.0).to(dtype)
         loss, slope = _softplus(sign * score)
-        weight = tl.where(slot == 0, of_positives, of_negatives)
+        weight = one * tl.where(slot == 0, of_positive, of_negative)
         total += tl.where(used, loss.to(tl.float64) * weight, 0.0)
         if GRADIENT:
             delta = tl.where(used, sign * weight.to(dtype) * slope, 0.0).to(dtype)
