@@ -192,7 +192,7 @@ class RecencyPool(nn.Module):
         self.register_buffer("causal", (lag >= 0).float(), persistent=False)
 
     def forward(
-        self, x: Tensor, packed: PackedSequences, scale: Tensor, *, last: bool = False
+        self, x: Tensor, packed: PackedSequences, scale: Tensor | float = 1.0, *, last: bool = False
     ) -> Tensor:
         """``[T, d]`` from ``[T, d]``, times the scalar ``scale``; ``[B, d]``, those of the last
         tokens, with ``last``.
