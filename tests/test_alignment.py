@@ -428,7 +428,7 @@ def test_null_space_keeps_the_text_and_adds_ids_beside_it():
     assert torch.equal(vectors[:, :5], text[:, :5])
     assert torch.equal(vectors[:, 5:], tower.id * scale[:, None])
     some = torch.tensor([2, 3])
-    assert torch.equal(tower(text, scale, some), vectors[some])
+    assert torch.equal(tower(text[some], scale, some), vectors[some])
 
 
 @pytest.mark.parametrize(("null_dim", "width"), [(0, 6), (8, 6), (1, 6), (2, 5)])
