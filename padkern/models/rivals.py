@@ -15,14 +15,22 @@ from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
 from padkern.models.encoder import SequenceEncoder
-from padkern.models.expert import TextProjection
 from padkern.models.projection import Linear
 from padkern.ops.short_attention import short_attention
+
+#: Root mean square of GELU at a standard normal variable.
+_GELU_RMS = 0.652
 
 
 def _chosen(x: Tensor, rows: Tensor | None) -> Tensor:
     """Some rows of ``x``, or all."""
     return x if rows is None else x.index_select(0, rows)
+
+
+def _to_unit_variance(text: Tensor) -> float:
+    """Factor that gives the coordinates of ``text`` a mean square of 1, row 0 aside."""
+    square = text[1:].square().mean().item() if len(text) > 1 else 1.0
+    return max(square, 1e-12) ** -0.5
 
 
 class StartedTower(nn.Module):
@@ -49,19 +57,24 @@ class StartedTower(nn.Module):
 class AdaptedTower(nn.Module):
     """Item vectors from text alone.
 
+    The text is scaled to a mean square of 1 per coordinate, as the features are that these
+    adaptors were made for: on vectors of length 1 Adam moves their maps too slowly.
+
     Args:
         adaptor: ``[*, E]`` text vectors to ``[*, d]`` item vectors.
+        text: ``[N + 1, E]`` text matrix, for its scale.
     """
 
-    def __init__(self, adaptor: nn.Module) -> None:
+    def __init__(self, adaptor: nn.Module, text: Tensor) -> None:
         super().__init__()
         self.adaptor = adaptor
+        self.scale = _to_unit_variance(text)
 
     def forward(
         self, text: Tensor, id_scale: Tensor | None = None, rows: Tensor | None = None
     ) -> Tensor:
         """``[N + 1, d]``, or ``[U, d]`` with ``rows``; ``id_scale`` has nothing to act on."""
-        return self.adaptor(_chosen(text, rows))
+        return self.adaptor(self.scale * _chosen(text, rows))
 
 
 class MLPAdaptor(nn.Sequential):
@@ -77,11 +90,13 @@ class MLPAdaptor(nn.Sequential):
     """
 
     def __init__(self, text_dim: int, dim: int, *, dropout: float = 0.1) -> None:
-        super().__init__(Linear(text_dim, dim), nn.GELU(), nn.Dropout(dropout), Linear(dim, dim))
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_normal_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        first, last = Linear(text_dim, dim), Linear(dim, dim)
+        super().__init__(first, nn.GELU(), nn.Dropout(dropout), last)
+        # Inputs and hidden units of variance 1, item vectors of length about 1.
+        nn.init.normal_(first.weight, std=text_dim**-0.5)
+        nn.init.normal_(last.weight, std=(dim * _GELU_RMS) ** -1)
+        for layer in (first, last):
+            nn.init.zeros_(layer.bias)
 
 
 class WhiteningMixture(nn.Module):
@@ -96,7 +111,8 @@ class WhiteningMixture(nn.Module):
     maps, the same mask for all of them.
 
     Args:
-        text: ``[N + 1, E]`` text matrix, for its width and scale: vectors start with norm about 1.
+        text_dim: width E of the text, of variance about 1 per coordinate; vectors then start with
+            norm about 1.
         dim: width d of item vectors.
         experts: number of maps.
         dropout: probability.
@@ -107,18 +123,16 @@ class WhiteningMixture(nn.Module):
 
     _NOISE_FLOOR = 1e-2
 
-    def __init__(self, text: Tensor, dim: int, *, experts: int = 8, dropout: float = 0.2) -> None:
+    def __init__(self, text_dim: int, dim: int, *, experts: int = 8, dropout: float = 0.2) -> None:
         super().__init__()
-        width = text.shape[1]
-        norm = text[1:].norm(dim=1).mean().clamp_min(1e-6).item() if len(text) > 1 else 1.0
         self.experts, self.dim = experts, dim
         self.drop = nn.Dropout(dropout)
         # The mean of k independent maps is 1 / sqrt(k) of one.
-        spread = math.sqrt(experts / dim) / norm
-        self.weight = nn.Parameter(torch.randn(experts * dim, width) * spread)
-        self.shift = nn.Parameter(torch.zeros(experts, width))
-        self.gate = nn.Parameter(torch.zeros(width, experts))
-        self.noise = nn.Parameter(torch.zeros(width, experts))
+        spread = math.sqrt(experts / (dim * text_dim))
+        self.weight = nn.Parameter(torch.randn(experts * dim, text_dim) * spread)
+        self.shift = nn.Parameter(torch.zeros(experts, text_dim))
+        self.gate = nn.Parameter(torch.zeros(text_dim, experts))
+        self.noise = nn.Parameter(torch.zeros(text_dim, experts))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[R, d]`` from ``[R, E]``."""
@@ -133,32 +147,35 @@ class WhiteningMixture(nn.Module):
         return ((mapped - moved) * gate[:, :, None]).sum(1)
 
 
-class ConcatTower(nn.Module):
-    """ID vector and projected text side by side, each about half of the width.
+class IdTextTower(nn.Module):
+    """ID vector and linearly projected text, added or side by side.
+
+    ID vectors start with length about 1/2, projected text with length about 1; the text is scaled
+    as in :class:`AdaptedTower`.
 
     Args:
         text: ``[N + 1, E]`` text matrix, for its width and scale.
-        dim: width d, at least 2; ``d // 2`` of it for text.
-        hidden_layers, dropout: of the :class:`padkern.models.expert.TextProjection`.
+        dim: width d.
+        join: ``"sum"``, or ``"cat"``: of the d coordinates ``d // 2`` are text, the others ID.
 
     Raises:
-        ValueError: ``dim`` is below 2.
+        ValueError: an unknown join, or ``dim`` is below 2 with ``"cat"``.
     """
 
-    def __init__(
-        self, text: Tensor, dim: int, *, hidden_layers: int = 0, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, text: Tensor, dim: int, join: str) -> None:
         super().__init__()
-        if dim < 2:
+        if join not in ("sum", "cat"):
+            raise ValueError(f"join must be 'sum' or 'cat', got {join!r}")
+        if join == "cat" and dim < 2:
             raise ValueError(f"dim must be at least 2 to hold ID and text, got {dim}")
-        own = dim - dim // 2
+        self.join = join
+        own, words = (dim, dim) if join == "sum" else (dim - dim // 2, dim // 2)
+        self.scale = _to_unit_variance(text)
         self.id = nn.Parameter(torch.randn(len(text), own) * 0.5 * own**-0.5)
         with torch.no_grad():
             self.id[0] = 0.0
-        self.project = TextProjection(
-            text.shape[1], dim // 2, hidden_layers=hidden_layers, dropout=dropout
-        )
-        self.project.reset_parameters(text)
+        self.project = Linear(text.shape[1], words, bias=False)
+        nn.init.normal_(self.project.weight, std=(text.shape[1] * words) ** -0.5)
 
     def forward(
         self, text: Tensor, id_scale: Tensor | None = None, rows: Tensor | None = None
@@ -167,7 +184,8 @@ class ConcatTower(nn.Module):
         ids = _chosen(self.id, rows)
         if id_scale is not None:
             ids = ids * _chosen(id_scale, rows)[:, None]
-        return torch.cat([ids, self.project(_chosen(text, rows))], 1)
+        words = self.project(self.scale * _chosen(text, rows))
+        return ids + words if self.join == "sum" else torch.cat([ids, words], 1)
 
 
 class NullSpaceTower(nn.Module):
@@ -203,30 +221,36 @@ class DualViewTower(nn.Module):
     """A collaborative and a semantic vector side by side, width 2 d.
 
     The collaborative one is free and starts at the principal components of the text; the semantic
-    one is the frozen text through two linear layers.
+    one is the frozen text, scaled as in :class:`AdaptedTower`, through two linear layers.
 
     Args:
         start: ``[N + 1, d]`` collaborative vectors at the start, row 0 zero; an item never seen in
             training stays there.
-        text_dim: width E of the text.
+        text: ``[N + 1, E]`` text matrix, for its width and scale.
 
     Source: Liu et al. 2024 (LLM-ESR), arXiv:2405.20646.
     """
 
-    def __init__(self, start: Tensor, text_dim: int) -> None:
+    def __init__(self, start: Tensor, text: Tensor) -> None:
         super().__init__()
+        text_dim, dim = text.shape[1], start.shape[1]
         hidden = max(text_dim // 2, 1)
         self.id = nn.Parameter(start.clone())
-        self.adapter = nn.Sequential(Linear(text_dim, hidden), Linear(hidden, start.shape[1]))
-        for layer in self.adapter:
-            nn.init.xavier_normal_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.scale = _to_unit_variance(text)
+        first, last = Linear(text_dim, hidden), Linear(hidden, dim)
+        # Hidden units of variance 1, semantic vectors of length about 1.
+        nn.init.normal_(first.weight, std=text_dim**-0.5)
+        nn.init.normal_(last.weight, std=(hidden * dim) ** -0.5)
+        for layer in (first, last):
+            nn.init.zeros_(layer.bias)
+        self.adapter = nn.Sequential(first, last)
 
     def forward(
         self, text: Tensor, id_scale: Tensor | None = None, rows: Tensor | None = None
     ) -> Tensor:
         """``[N + 1, 2 d]``, or ``[U, 2 d]`` with ``rows``; ``id_scale`` has no effect."""
-        return torch.cat([_chosen(self.id, rows), self.adapter(_chosen(text, rows))], 1)
+        words = self.adapter(self.scale * _chosen(text, rows))
+        return torch.cat([_chosen(self.id, rows), words], 1)
 
 
 class CrossAttention(nn.Module):
@@ -249,6 +273,9 @@ class CrossAttention(nn.Module):
         self.key = Linear(dim, dim, bias=False)
         self.value = Linear(dim, dim, bias=False)
         self.out = Linear(dim, dim)
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_normal_(layer.weight)
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, asking: Tensor, asked: Tensor, packed: PackedSequences) -> Tensor:
         """``[T, d]``: for each token of ``asking`` a mixture of ``asked`` up to it."""
@@ -264,7 +291,7 @@ class DualViewEncoder(nn.Module):
     """Encodes two views that look at one another first: width 2 d in, width 2 d out.
 
     Each view becomes a mixture of its own vectors, weighted by the other view's queries; one
-    encoder, the same for both, then makes the states.
+    encoder, the same for both, then makes the states. Vectors are scaled by sqrt(d) on the way in.
 
     Args:
         encoder: of width d.
@@ -283,7 +310,7 @@ class DualViewEncoder(nn.Module):
 
     def forward(self, x: Tensor, packed: PackedSequences, *, last: bool = False) -> Tensor:
         """See :class:`padkern.models.encoder.SequenceEncoder`."""
-        ids, words = x.chunk(2, 1)
+        ids, words = (x * (self.dim // 2) ** 0.5).chunk(2, 1)
         views = (self.by_text(words, ids, packed), self.by_ids(ids, words, packed))
         states = [
             self.encoder(view, packed.stream(number), last=last)

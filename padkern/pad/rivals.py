@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from padkern.models.build import build_encoder
 from padkern.models.encoder import SequenceEncoder
-from padkern.models.expert import Expert, ItemTower
+from padkern.models.expert import Expert
 from padkern.models.rivals import (
     AdaptedTower,
-    ConcatTower,
     DualViewEncoder,
     DualViewTower,
+    IdTextTower,
     MLPAdaptor,
     NullSpaceTower,
     StartedTower,
@@ -120,7 +120,7 @@ def morec(phases: Phases) -> Scorer:
 
     def make() -> nn.Module:
         adaptor = MLPAdaptor(phases.text.shape[1], model.dim, dropout=model.dropout)
-        return _expert(phases, AdaptedTower(adaptor))
+        return _expert(phases, AdaptedTower(adaptor, phases.text))
 
     return phases.train_expert("morec", make)[0]
 
@@ -130,41 +130,31 @@ def unisrec(phases: Phases) -> Scorer:
     model, experts = phases.config.model, phases.config.rivals.adaptor_experts
 
     def make() -> nn.Module:
-        adaptor = WhiteningMixture(phases.text, model.dim, experts=experts, dropout=model.dropout)
-        return _expert(phases, AdaptedTower(adaptor))
+        adaptor = WhiteningMixture(
+            phases.text.shape[1], model.dim, experts=experts, dropout=model.dropout
+        )
+        return _expert(phases, AdaptedTower(adaptor, phases.text))
 
     return phases.train_expert("unisrec", make)[0]
 
 
 def id_text_sum(phases: Phases) -> Scorer:
     """ID vector + projected text, both from a random start."""
-    model, (rows, width) = phases.config.model, phases.text.shape
-
-    def make() -> nn.Module:
-        tower = ItemTower(
-            "fused", rows - 1, width, model.dim,
-            hidden_layers=model.text_layers, dropout=model.dropout,
-        )  # fmt: skip
-        tower.project.reset_parameters(phases.text)
-        nn.init.normal_(tower.id, std=_ID_NORM * model.dim**-0.5)
-        with torch.no_grad():
-            tower.id[0] = 0.0
-        return _expert(phases, tower)
-
-    return phases.train_expert("id_text_sum", make)[0]
+    return _id_text(phases, "sum")
 
 
 def id_text_cat(phases: Phases) -> Scorer:
     """ID vector and projected text side by side, half of the width each."""
-    model = phases.config.model
+    return _id_text(phases, "cat")
+
+
+def _id_text(phases: Phases, join: str) -> Scorer:
+    dim = phases.config.model.dim
 
     def make() -> nn.Module:
-        tower = ConcatTower(
-            phases.text, model.dim, hidden_layers=model.text_layers, dropout=model.dropout
-        )
-        return _expert(phases, tower)
+        return _expert(phases, IdTextTower(phases.text, dim, join))
 
-    return phases.train_expert("id_text_cat", make)[0]
+    return phases.train_expert(f"id_text_{join}", make)[0]
 
 
 def alphafuse(phases: Phases) -> Scorer:
@@ -186,7 +176,7 @@ def llm_esr(phases: Phases) -> Scorer:
     start = _components(phases, "llm_esr", _ID_NORM)
 
     def make() -> nn.Module:
-        tower = DualViewTower(start, phases.text.shape[1])
+        tower = DualViewTower(start, phases.text)
         encoder = DualViewEncoder(_encoder(phases), phases.config.model.num_heads)
         return _expert(phases, tower, encoder)
 
