@@ -217,7 +217,7 @@ class Expert(nn.Module):
     """Item tower and encoder that share the item vectors (inputs and candidates are one table).
 
     Args:
-        tower: gives ``[N + 1, d]`` vectors.
+        tower: called like an :class:`ItemTower`; gives ``[N + 1, d]`` vectors.
         encoder: packed item vectors to states.
         pool_decay: adds a :class:`RecencyPool` path with this starting decay; ``None`` for none.
         pool_scale: starting factor of that path.
@@ -225,7 +225,7 @@ class Expert(nn.Module):
 
     def __init__(
         self,
-        tower: ItemTower,
+        tower: nn.Module,
         encoder: SequenceEncoder,
         *,
         pool_decay: float | None = None,

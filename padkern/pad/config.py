@@ -227,6 +227,29 @@ class LossConfig(Section):
         return self.kind != "ce"
 
 
+class RivalsConfig(Section):
+    """Options of the methods that PAD is compared with (:mod:`padkern.pad.methods`).
+
+    Learning rate, epochs and the like of those that are trained stand in ``id_plus_text``. No row
+    of ``padkern run`` reads this section.
+    """
+
+    recency_path: bool = Field(False, description="trained rivals have the recency path too")
+    adaptor_experts: int = Field(8, ge=1, description="whitening maps of unisrec")
+    null_dim: int | None = Field(
+        None, ge=1, description="coordinates with IDs in alphafuse; None: half of model.dim"
+    )
+    knn_neighbours: int = Field(100, ge=1, description="of item_knn, per item")
+    knn_shrinkage: float = Field(10.0, ge=0, description="of item_knn, added to the norms")
+    knn_decay: float = Field(1.0, gt=0, le=1, description="history decay of item_knn")
+    ease_l2: float = Field(100.0, gt=0, description="ridge penalty of ease")
+    ease_max_items: int = Field(20_000, ge=1, description="items seen in training that it takes")
+    ials_sweeps: int = Field(16, ge=1, description="of ials over users and items")
+    ials_unobserved: float = Field(0.1, gt=0, description="weight of every pair in ials")
+    ials_l2: float = Field(0.003, gt=0, description="penalty of ials")
+    ials_exponent: float = Field(1.0, ge=0, description="of the frequency in that penalty")
+
+
 class EvaluationConfig(Section):
     """Treatment of repeats and number of bootstrap resamples."""
 
@@ -251,6 +274,7 @@ class RunConfig(Section):
     align: AlignConfig = AlignConfig(lr=1.5e-3)
     disentangle: PadConfig = PadConfig(lr=1e-4, epochs=2)
     evaluation: EvaluationConfig = EvaluationConfig()
+    rivals: RivalsConfig = RivalsConfig()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> RunConfig:
@@ -340,6 +364,7 @@ _LATER = (
     "disentangle.gate.knots",
     "disentangle.gate.pull",
     "disentangle.gate.fit_hide",
+    "rivals",
 )
 
 

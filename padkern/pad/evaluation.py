@@ -1,8 +1,8 @@
 """Exact full ranking of a split and the metrics read from it.
 
 Every user counts. Scores are inner products of user states and item vectors; ranks are counted
-(`padkern.ops.ranking`), so no users x items matrix exists and ties are neutral. Groups use training
-frequencies only.
+(`padkern.ops.ranking`), so no users x items matrix exists and ties are neutral. (A scorer may bring
+scores of its own, 256 users at a time.) Groups use training frequencies only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from padkern.ops.ranking import CHUNK, ItemTiles, rank_chunk
+from padkern.ops.ranking import CHUNK, ItemTiles, rank_chunk, rank_scores
 from padkern.pad.significance import metric_values, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Scorer(Protocol):
     """What `evaluate` ranks with.
 
     It may have a method ``frozen()`` that gives a scorer for many calls: `evaluate` asks that one.
+    One whose states would be as wide as the catalogue may also have ``score_all(history)``, float
+    ``[n, N + 1]``: `evaluate` then ranks these, and asks for neither states nor item matrix.
     """
 
     def user_states(self, history: Ragged) -> Tensor:
@@ -171,7 +173,8 @@ def evaluate(
         with_top: keep the 20 best candidates per user (for coverage and cold share).
         states: ``[n, D]`` states of the split's histories where they are known already; the scorer
             is then asked for its item matrix alone.
-        backend: of the ranking, as in `padkern.ops.ranking.count_ranks`.
+        backend: of the ranking, as in `padkern.ops.ranking.count_ranks`; given scores are ranked in
+            plain torch.
 
     Returns:
         The `Evaluation`.
@@ -186,10 +189,10 @@ def evaluate(
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if hasattr(scorer, "frozen"):
         scorer = scorer.frozen()
-    matrix = scorer.item_matrix()
-    items = ItemTiles.build(matrix)
-    rows = items.num_items + 1
     frequency, bins = np.asarray(train_frequency), np.asarray(item_bins)
+    score_all: Any = getattr(scorer, "score_all", None) if states is None else None
+    items = None if score_all else ItemTiles.build(scorer.item_matrix())
+    rows = frequency.size if items is None else items.num_items + 1
     for name, array in (("train_frequency", frequency), ("item_bins", bins)):
         if array.shape != (rows,):
             raise ValueError(
@@ -207,19 +210,25 @@ def evaluate(
         real = min(chunk, n - low)
         index = np.minimum(np.arange(low, low + chunk), n - 1)
         history = split.history.take(index)
-        part = scorer.user_states(history) if states is None else states[index]
-        if part.shape[0] != chunk:
-            raise ValueError(f"scorer.user_states must return {chunk} rows, got {list(part.shape)}")
-        result = rank_chunk(
-            part.to(matrix.device),
-            items,
-            np.asarray(split.targets)[index],
-            history.values,
-            history.offsets,
-            mask_repeats=mask_repeats,
-            top_k=TOP_K if with_top else 0,
-            backend=backend,
-        )
+        ids = (np.asarray(split.targets)[index], history.values, history.offsets)
+        top_k = TOP_K if with_top else 0
+        if items is None:
+            scores = score_all(history)
+            if scores.shape != (chunk, rows):
+                raise ValueError(
+                    f"scorer.score_all must return [{chunk}, {rows}], got {list(scores.shape)}"
+                )
+            result = rank_scores(scores, *ids, mask_repeats=mask_repeats, top_k=top_k)
+        else:
+            part = scorer.user_states(history) if states is None else states[index]
+            if part.shape[0] != chunk:
+                raise ValueError(
+                    f"scorer.user_states must return {chunk} rows, got {list(part.shape)}"
+                )
+            result = rank_chunk(
+                part.to(items.matrix.device), items, *ids,
+                mask_repeats=mask_repeats, top_k=top_k, backend=backend,
+            )  # fmt: skip
         ranks[low : low + real] = result.ranks[:real].cpu().numpy()
         if top is not None and result.top is not None:
             top[low : low + real] = result.top[:real].cpu().numpy()
@@ -238,7 +247,7 @@ def evaluate(
         target_bin=bins[targets],
         top=top,
         counters=counters,
-        num_items=items.num_items,
+        num_items=rows - 1,
         num_bins=int(bins.max()),
         ks=ks,
         cold_items=cold,

@@ -6,11 +6,13 @@
 3. ``pad``: recommendation, aligned and language expert under a frequency gate, fine-tuned together.
 
 ``text`` (the language expert alone) and ``id_plus_text`` (one encoder on zero-initialised ID vector
-+ projected text, no alignment) are trained with the same budget for the comparison.
++ projected text, no alignment) are trained with the same budget for the comparison, and so are
+the experts of other methods (:mod:`padkern.pad.methods`), by :meth:`Phases.train_expert`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from padkern.data.batch import stream_key
 from padkern.data.bins import FrequencyBins
@@ -32,7 +34,7 @@ from padkern.models.triple_expert import ExpertModel, TripleExpert
 from padkern.ops.triple_expert import gbce_positive_weight
 from padkern.pad.alignment import alignment_loss
 from padkern.pad.config import AlignConfig, PhaseConfig, RunConfig
-from padkern.pad.evaluation import Evaluation, evaluate
+from padkern.pad.evaluation import Evaluation, Scorer, evaluate
 from padkern.pad.folder import RunFolder
 from padkern.pad.gate import (
     HeldOut,
@@ -48,6 +50,7 @@ from padkern.pad.trainer import FitResult, fit
 
 #: Trained rows of the comparison table, in the order in which they are trained.
 TRAINED_ROWS = ("pretrain", "text", "id_plus_text", "aligned", "pad")
+#: Section of the configuration with a row's budget; every other method has _RIVALS_SECTION.
 _CONFIG_OF_ROW = {
     "pretrain": "pretrain",
     "text": "language",
@@ -55,6 +58,7 @@ _CONFIG_OF_ROW = {
     "aligned": "align",
     "pad": "disentangle",
 }
+_RIVALS_SECTION = "id_plus_text"
 
 
 @dataclass
@@ -70,6 +74,8 @@ class Phases:
         config: the run's configuration.
         device: where models live.
         reporter, folder, resume: passed on to :func:`padkern.pad.trainer.fit`.
+        raw_text: ``[N + 1, E0]`` text matrix as it came from the encoder, for methods that make
+            their own of it; ``None``: they refuse to be trained.
     """
 
     train: Ragged
@@ -82,6 +88,7 @@ class Phases:
     reporter: Reporter = field(default_factory=Reporter)
     folder: RunFolder | None = None
     resume: bool = False
+    raw_text: np.ndarray | None = None
 
     @classmethod
     def of(cls, split: Split, bins: FrequencyBins, text: Tensor, config: RunConfig, **kw) -> Phases:
@@ -142,6 +149,20 @@ class Phases:
             net = ExpertModel({name: expert}, self.text, item_bins, unseen_bin=self.bins.unseen_bin)
         return net.to(self.device)
 
+    def raw(self, method: str) -> np.ndarray:
+        """The text matrix before its transform.
+
+        Raises:
+            ValueError: the phases do not hold it.
+        """
+        if self.raw_text is None:
+            raise ValueError(f"raw_text must be given to Phases to train {method}, got None")
+        if len(self.raw_text) != len(self.text):
+            raise ValueError(
+                f"raw_text must have {len(self.text)} rows like text, got {len(self.raw_text)}"
+            )
+        return self.raw_text
+
     # -- phases ------------------------------------------------------------------------------
 
     def pretrain(self) -> tuple[ExpertModel, FitResult]:
@@ -159,6 +180,26 @@ class Phases:
         """The simple rival: one encoder on zero-initialised ID vector + projected text."""
         model = self.build("id_plus_text")
         return model, self._fit(model, "id_plus_text")
+
+    def train_expert(
+        self, name: str, make: Callable[[], nn.Module], *, text: Tensor | None = None
+    ) -> tuple[ExpertModel, FitResult]:
+        """One expert of any make, trained alone with the budget of ``id_plus_text``.
+
+        Args:
+            name: of the method; names its random streams, its expert and its checkpoint.
+            make: gives the expert; what it draws depends on (seed, name).
+            text: ``[N + 1, E]`` matrix that the expert's tower is given, row 0 zero; default the
+                transformed one.
+        """
+        torch.manual_seed(stream_seed(self.config.seed, name, "init"))
+        model = ExpertModel(
+            {name: make()},
+            self.text if text is None else text,
+            torch.from_numpy(self.bins.item_bins),
+            unseen_bin=self.bins.unseen_bin,
+        ).to(self.device)
+        return model, self._fit(model, name)
 
     def align(self, pretrained: ExpertModel) -> tuple[ExpertModel, FitResult]:
         """Phase 2: recommendation loss as anchor + gamma * alignment of projected text and IDs.
@@ -244,9 +285,10 @@ class Phases:
         )  # fmt: skip
         set_gate(model, logit)
 
-    def validation(self, row: str, model: ExpertModel) -> Evaluation:
+    def validation(self, row: str, model: Scorer) -> Evaluation:
         """Validation ranks; of a gate fitted on these targets the cross-fitted ones."""
-        if row == "pad" and self.config.disentangle.gate.learned == "heldout":
+        fitted = row == "pad" and self.config.disentangle.gate.learned == "heldout"
+        if fitted and isinstance(model, ExpertModel):
             return cross_fitted(
                 model, self._held_out(model), self.train_frequency,
                 self.config.disentangle.gate, seed=self.config.seed,
@@ -275,7 +317,7 @@ class Phases:
             return 1.0
         return gbce_positive_weight(loss.negatives, len(self.candidates()), loss.calibration)
 
-    def _evaluate(self, model: ExpertModel, *, with_top: bool = False) -> Evaluation:
+    def _evaluate(self, model: Scorer, *, with_top: bool = False) -> Evaluation:
         return evaluate(
             model, self.valid, train_frequency=self.train_frequency,
             item_bins=self.bins.item_bins, with_top=with_top,
@@ -291,7 +333,8 @@ class Phases:
         gate_lr: float | None = None,
         keep_start: bool = False,
     ) -> FitResult:
-        config: PhaseConfig = getattr(self.config, _CONFIG_OF_ROW[row])
+        section = _CONFIG_OF_ROW.get(row, _RIVALS_SECTION)
+        config: PhaseConfig = getattr(self.config, section)
         seed = self.config.seed
         loss_config = self.config.loss
         drawn = row == "aligned" and self.config.align.mmd_rows == "all_slots"
@@ -314,7 +357,7 @@ class Phases:
 
         return fit(
             model, batches, loss or (lambda batch, step: self._loss(model, batch, step, row)),
-            validate, config, phase=row, seed=seed,
+            validate, config, phase=row, section=section, seed=seed,
             gate_lr=gate_lr, keep_start=keep_start, reporter=self.reporter,
             folder=self.folder, resume=self.resume,
         )  # fmt: skip

@@ -741,6 +741,37 @@ EXPERTS = (
     ),
 )
 
+RIVALS = (
+    Mutant(
+        "ids_in_the_first_coordinates",
+        "padkern/models/rivals.py",
+        "F.pad(ids, (text.shape[1] - ids.shape[1], 0))",
+        "F.pad(ids, (0, text.shape[1] - ids.shape[1]))",
+        _select("test_methods", "alphafuse_keeps"),
+    ),
+    Mutant(
+        "each_view_asks_itself",
+        "padkern/models/rivals.py",
+        "self.by_text(words, ids, packed)",
+        "self.by_text(ids, ids, packed)",
+        _select("test_methods", "dual_view"),
+    ),
+    Mutant(
+        "autoencoder_divides_by_rows",
+        "padkern/pad/item_to_item.py",
+        "inverse /= -inverse.diagonal().clone()",
+        "inverse /= -inverse.diagonal().clone()[:, None]",
+        _select("test_classics", "ease"),
+    ),
+    Mutant(
+        "penalty_forgets_the_frequency",
+        "padkern/pad/ials.py",
+        "return self._l2 * size**self._exponent",
+        "return self._l2 * torch.ones_like(size)",
+        _select("test_classics", "definition"),
+    ),
+)
+
 READERS = (
     Mutant(
         "first_row_of_an_item_counts",
@@ -829,4 +860,4 @@ COLD = (
 )
 
 MUTANTS = PYTHON + READERS + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + EXPERTS
-MUTANTS += TRITON + TRITON_HEAD + SEQUENCE + ALIGNMENT + COLD
+MUTANTS += TRITON + TRITON_HEAD + SEQUENCE + ALIGNMENT + COLD + RIVALS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from padkern.ops.ranking.op import ItemTiles, TopItems, count_ranks, rank_chunk, top_k_items
-from padkern.ops.ranking.reference import CHUNK, RankResult, ranks_from_scores
+from padkern.ops.ranking.reference import CHUNK, RankResult, rank_scores, ranks_from_scores
 
 __all__ = [
     "CHUNK",
@@ -12,6 +12,7 @@ __all__ = [
     "TopItems",
     "count_ranks",
     "rank_chunk",
+    "rank_scores",
     "ranks_from_scores",
     "top_k_items",
 ]

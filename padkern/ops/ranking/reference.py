@@ -241,15 +241,31 @@ def ranks_from_scores(
         TypeError: scores are not floating point.
         ValueError: wrong shape, or an id outside the catalogue.
     """
+    return rank_scores(scores, targets, seen_values, seen_offsets, mask_repeats=mask_repeats).ranks
+
+
+@torch.no_grad()
+def rank_scores(
+    scores: Tensor,
+    targets: IntArray,
+    seen_values: IntArray,
+    seen_offsets: IntArray,
+    *,
+    mask_repeats: bool = True,
+    top_k: int = 0,
+) -> RankResult:
+    """`ranks_from_scores` with flags and, on request, the ``top_k`` best candidates."""
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(
             f"scores must be [B, num_items + 1] with num_items >= 1, got {list(scores.shape)}"
         )
+    if top_k < 0:
+        raise ValueError(f"top_k must be at least 0, got {top_k}")
     work = at_least_float32(scores).clone()
     ids = as_ids(targets, seen_values, seen_offsets, scores.device)
     check_ids(*ids, batch=scores.shape[0], num_items=scores.shape[1] - 1)
     target_scores = work.gather(1, ids[0][:, None])[:, 0]
-    return _rank_tiles([(0, work)], target_scores, *ids, mask_repeats, 0).ranks
+    return _rank_tiles([(0, work)], target_scores, *ids, mask_repeats, top_k)
 
 
 @torch.no_grad()
