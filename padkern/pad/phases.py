@@ -6,18 +6,20 @@
 3. ``pad``: recommendation, aligned and language expert under a frequency gate, fine-tuned together.
 
 ``text`` (the language expert alone) and ``id_plus_text`` (one encoder on zero-initialised ID vector
-+ projected text, no alignment) are trained with the same budget for the comparison.
++ projected text, no alignment) are trained with the same budget for the comparison, and so are
+the experts of other methods (:mod:`padkern.pad.methods`), by :meth:`Phases.train_expert`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from padkern.data.batch import stream_key
 from padkern.data.bins import FrequencyBins
@@ -29,7 +31,7 @@ from padkern.functional import mkmmd_loss
 from padkern.models.build import build_expert
 from padkern.models.triple_expert import ExpertModel, TripleExpert
 from padkern.pad.config import AlignConfig, PhaseConfig, RunConfig
-from padkern.pad.evaluation import Evaluation, evaluate
+from padkern.pad.evaluation import Evaluation, Scorer, evaluate
 from padkern.pad.folder import RunFolder
 from padkern.pad.gate import cross_fitted, fit_gate, held_out, set_gate
 from padkern.pad.progress import Reporter
@@ -37,6 +39,7 @@ from padkern.pad.trainer import FitResult, fit
 
 #: Trained rows of the comparison table, in the order in which they are trained.
 TRAINED_ROWS = ("pretrain", "text", "id_plus_text", "aligned", "pad")
+#: Section of the configuration with a row's budget; every other method has _RIVALS_SECTION.
 _CONFIG_OF_ROW = {
     "pretrain": "pretrain",
     "text": "language",
@@ -44,6 +47,7 @@ _CONFIG_OF_ROW = {
     "aligned": "align",
     "pad": "disentangle",
 }
+_RIVALS_SECTION = "id_plus_text"
 
 
 @dataclass
@@ -59,6 +63,8 @@ class Phases:
         config: the run's configuration.
         device: where models live.
         reporter, folder, resume: passed on to :func:`padkern.pad.trainer.fit`.
+        raw_text: ``[N + 1, E0]`` text matrix as it came from the encoder, for methods that make
+            their own of it; ``None``: they refuse to be trained.
     """
 
     train: Ragged
@@ -71,6 +77,7 @@ class Phases:
     reporter: Reporter = field(default_factory=Reporter)
     folder: RunFolder | None = None
     resume: bool = False
+    raw_text: np.ndarray | None = None
 
     @classmethod
     def of(cls, split: Split, bins: FrequencyBins, text: Tensor, config: RunConfig, **kw) -> Phases:
@@ -79,11 +86,10 @@ class Phases:
 
     # -- models ------------------------------------------------------------------------------
 
-    def build(self, row: str) -> ExpertModel:
-        """A fresh model of one row; weights depend on (seed, row)."""
-        torch.manual_seed(stream_seed(self.config.seed, row, "init"))
+    def options(self, **other: Any) -> dict[str, Any]:
+        """Keyword arguments of :func:`build_expert` as configured, some replaced by ``other``."""
         model = self.config.model
-        options: dict[str, Any] = {
+        return {
             "dim": model.dim,
             "max_len": model.max_len,
             "encoder": model.encoder,
@@ -97,7 +103,13 @@ class Phases:
             "pool_scale": model.pool_scale,
             "language": model.language,
             "id_init": model.id_init,
+            **other,
         }
+
+    def build(self, row: str) -> ExpertModel:
+        """A fresh model of one row; weights depend on (seed, row)."""
+        torch.manual_seed(stream_seed(self.config.seed, row, "init"))
+        options = self.options()
         num_items = self.text.shape[0] - 1
         item_bins = torch.from_numpy(self.bins.item_bins)
         if row == "pad":
@@ -120,6 +132,20 @@ class Phases:
             net = ExpertModel({name: expert}, self.text, item_bins, unseen_bin=self.bins.unseen_bin)
         return net.to(self.device)
 
+    def raw(self, method: str) -> np.ndarray:
+        """The text matrix before its transform.
+
+        Raises:
+            ValueError: the phases do not hold it.
+        """
+        if self.raw_text is None:
+            raise ValueError(f"raw_text must be given to Phases to train {method}, got None")
+        if len(self.raw_text) != len(self.text):
+            raise ValueError(
+                f"raw_text must have {len(self.text)} rows like text, got {len(self.raw_text)}"
+            )
+        return self.raw_text
+
     # -- phases ------------------------------------------------------------------------------
 
     def pretrain(self) -> tuple[ExpertModel, FitResult]:
@@ -137,6 +163,26 @@ class Phases:
         """The simple rival: one encoder on zero-initialised ID vector + projected text."""
         model = self.build("id_plus_text")
         return model, self._fit(model, "id_plus_text")
+
+    def train_expert(
+        self, name: str, make: Callable[[], nn.Module], *, text: Tensor | None = None
+    ) -> tuple[ExpertModel, FitResult]:
+        """One expert of any make, trained alone with the budget of ``id_plus_text``.
+
+        Args:
+            name: of the method; names its random streams, its expert and its checkpoint.
+            make: gives the expert; what it draws depends on (seed, name).
+            text: ``[N + 1, E]`` matrix that the expert's tower is given, row 0 zero; default the
+                transformed one.
+        """
+        torch.manual_seed(stream_seed(self.config.seed, name, "init"))
+        model = ExpertModel(
+            {name: make()},
+            self.text if text is None else text,
+            torch.from_numpy(self.bins.item_bins),
+            unseen_bin=self.bins.unseen_bin,
+        ).to(self.device)
+        return model, self._fit(model, name)
 
     def align(self, pretrained: ExpertModel) -> tuple[ExpertModel, FitResult]:
         """Phase 2: recommendation loss as anchor + gamma * MK-MMD(projected text, IDs).
@@ -214,9 +260,10 @@ class Phases:
         )  # fmt: skip
         set_gate(model, logit)
 
-    def validation(self, row: str, model: ExpertModel) -> Evaluation:
+    def validation(self, row: str, model: Scorer) -> Evaluation:
         """Validation ranks; of a gate fitted on these targets the cross-fitted ones."""
-        if row == "pad" and self.config.disentangle.gate.learning == "heldout":
+        fitted = row == "pad" and self.config.disentangle.gate.learning == "heldout"
+        if fitted and isinstance(model, ExpertModel):
             return cross_fitted(
                 model, held_out(model, self.valid), self.train_frequency,
                 self.config.disentangle.gate, seed=self.config.seed,
@@ -232,7 +279,7 @@ class Phases:
             return np.arange(1, len(self.train_frequency))
         return np.flatnonzero(self.train_frequency > 0)
 
-    def _evaluate(self, model: ExpertModel, *, with_top: bool = False) -> Evaluation:
+    def _evaluate(self, model: Scorer, *, with_top: bool = False) -> Evaluation:
         return evaluate(
             model, self.valid, train_frequency=self.train_frequency,
             item_bins=self.bins.item_bins, with_top=with_top,
@@ -248,7 +295,8 @@ class Phases:
         gate_lr: float | None = None,
         keep_start: bool = False,
     ) -> FitResult:
-        config: PhaseConfig = getattr(self.config, _CONFIG_OF_ROW[row])
+        section = _CONFIG_OF_ROW.get(row, _RIVALS_SECTION)
+        config: PhaseConfig = getattr(self.config, section)
         seed = self.config.seed
         loss_config = self.config.loss
         drawn = row == "aligned" and self.config.align.mmd_rows == "all_slots"
@@ -271,7 +319,7 @@ class Phases:
 
         return fit(
             model, batches, loss or (lambda batch, step: self._loss(model, batch, step, row)),
-            validate, config, phase=row, seed=seed,
+            validate, config, phase=row, section=section, seed=seed,
             gate_lr=gate_lr, keep_start=keep_start, reporter=self.reporter,
             folder=self.folder, resume=self.resume,
         )  # fmt: skip

@@ -78,6 +78,7 @@ def fit(
     *,
     phase: str,
     seed: int,
+    section: str | None = None,
     gate_lr: float | None = None,
     keep_start: bool = False,
     reporter: Reporter | None = None,
@@ -94,6 +95,7 @@ def fit(
         config: epochs, learning rate, decay, patience.
         phase: name, part of every random stream and of the checkpoint path.
         seed: root of the random streams.
+        section: of the configuration, named in messages; default the phase.
         gate_lr: learning rate of gate tables.
         keep_start: the weights before the first epoch count as an epoch (0) that may be the best.
         reporter: progress, default none.
@@ -139,7 +141,7 @@ def fit(
             if not math.isfinite(value):
                 raise PadkernError(
                     f"phase {phase}, epoch {epoch + 1}, step {step}: the loss is {value}; "
-                    f"lower {phase}.lr (now {config.lr})"
+                    f"lower {section or phase}.lr (now {config.lr})"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
