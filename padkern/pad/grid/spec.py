@@ -19,7 +19,17 @@ from padkern.errors import UsageError
 from padkern.pad.config import RunConfig, Section
 from padkern.pad.workflow import Request, settings
 
-__all__ = ["Cell", "DatasetEntry", "Grid", "MethodEntry", "known_methods", "read_grid"]
+__all__ = [
+    "Cell",
+    "DatasetEntry",
+    "Grid",
+    "MethodEntry",
+    "digest",
+    "flat",
+    "known_methods",
+    "parse_grid",
+    "read_grid",
+]
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 #: What decides who is evaluated and how: the same for every method of a data set.
@@ -52,8 +62,9 @@ class _File(Section):
     preset: Literal["clean", "parity"] = "clean"
     datasets: dict[str, DatasetEntry] = Field(min_length=1)
     methods: dict[str, MethodEntry] = Field(min_length=1)
-    seeds: list[int] = Field([1, 2, 3], min_length=1, strict=True)
+    seeds: list[int] = Field([1, 2, 3], min_length=1)
     values: dict[str, Any] = Field({}, alias="set")
+    search: dict[str, Any] = Field({}, description="ranges for `padkern tune`")
     tuning: dict[str, Any] | None = Field(None, description="what `padkern tune` recorded")
 
 
@@ -87,7 +98,7 @@ class Cell:
         config = self.config.model_dump(mode="json")
         del config["evaluation"]["resamples"]  # decides the intervals of the table, not the cell
         facts = [_FORMAT, self.method, self.data_id, config]
-        return f"{self.dataset}--{self.label}--seed-{self.seed}--{_digest(facts)}"
+        return f"{self.dataset}--{self.label}--seed-{self.seed}--{digest(facts)}"
 
     def __str__(self) -> str:
         return f"{self.dataset} / {self.label} / seed {self.seed}"
@@ -105,6 +116,8 @@ class Grid:
         datasets, methods: by key and label, in the file's order.
         seeds: distinct, at least one.
         values: configuration values for all, flat: dotted key -> value.
+        found: the mapping read, lists of names and empty entries as mappings.
+        search: ranges for ``padkern tune``, as given.
         tuning: what ``padkern tune`` recorded of the search behind the values ``tuned``, or None.
     """
 
@@ -116,6 +129,8 @@ class Grid:
     methods: dict[str, MethodEntry]
     seeds: tuple[int, ...]
     values: dict[str, Any]
+    found: dict[str, Any]
+    search: dict[str, Any]
     tuning: dict[str, Any] | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -167,7 +182,7 @@ class Grid:
     def data_id(self, dataset: str) -> str:
         """Digest of all that decides a data set's content and text matrix."""
         entry = self.datasets[dataset]
-        return _digest(
+        return digest(
             [*self.source_of(dataset), entry.columns, entry.filters, entry.on_bad_rows]
         )
 
@@ -214,7 +229,7 @@ def parse_grid(text: str, source: str) -> Grid:
     found = _load(text, source)
     if not isinstance(found, dict):
         raise UsageError(f"{source}: a grid is a mapping with the keys datasets and methods")
-    _normalise(found)
+    _normalise(found, source)
     try:
         file = _File.model_validate(found)
     except ValidationError as error:
@@ -225,7 +240,7 @@ def parse_grid(text: str, source: str) -> Grid:
     grid = Grid(
         source=source, text=text, title=file.title or Path(source).stem, preset=file.preset,
         datasets=file.datasets, methods=file.methods, seeds=tuple(file.seeds),
-        values=flat(file.values), tuning=file.tuning,
+        values=flat(file.values), found=found, search=file.search, tuning=file.tuning,
     )  # fmt: skip
     _check(grid)
     return grid
@@ -238,6 +253,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, Hashable):
             if key in seen:
@@ -262,14 +279,16 @@ def _load(text: str, source: str) -> Any:
         raise UsageError(f"{source}: not YAML: {error}") from None
 
 
-def _normalise(found: dict[str, Any]) -> None:
-    """Lists of names and empty entries as mappings."""
+def _normalise(found: dict[str, Any], source: str) -> None:
+    """The word all, lists of names and empty entries as mappings."""
+    if found.get("methods") == "all":
+        found["methods"] = list(known_methods())
     for key in ("datasets", "methods"):
         entries = found.get(key)
         if isinstance(entries, list) and all(isinstance(name, str) for name in entries):
-            twice = {name for name in entries if entries.count(name) > 1}
-            # Left as it is, a list is refused with its value.
-            found[key] = entries = entries if twice else {name: {} for name in entries}
+            if len(set(entries)) < len(entries):
+                raise UsageError(f"{source}: {key}: each name once, got {entries}")
+            found[key] = entries = {name: {} for name in entries}
         if isinstance(entries, dict):
             found[key] = {name: {} if e is None else e for name, e in entries.items()}
 
@@ -330,6 +349,7 @@ def _refuse(values: Mapping[str, Any], sections: tuple[str, ...], place: str, in
             raise UsageError(f"{place}.{key}: belongs into {instead}, got {value!r}")
 
 
-def _digest(facts: Any) -> str:
+def digest(facts: Any) -> str:
+    """Twelve hexadecimal digits of JSON-serialisable facts, the order of keys aside."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]

@@ -1,0 +1,38 @@
+"""What commands share: options, and the reporter that progress goes to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+__all__ = ["Device", "Quiet", "reporting"]
+
+Device = Annotated[
+    str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+@contextlib.contextmanager
+def reporting(quiet: bool) -> Iterator[Any]:
+    """A reporter; the terminal is restored even when the process is terminated."""
+    from padkern.pad.progress import make_reporter
+
+    if quiet:
+        logging.getLogger("padkern").setLevel(logging.ERROR)
+    reporter = make_reporter(quiet)
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+        signal.signal(signal.SIGTERM, before)
