@@ -63,7 +63,9 @@ class Result:
     seconds: float
 
 
-def store_data(root: Path, entry: DatasetEntry, source: tuple[str, str], data_id: str, **kw) -> None:
+def store_data(
+    root: Path, entry: DatasetEntry, source: tuple[str, str], data_id: str, **kw: Any
+) -> None:
     """Reads a data set and its text matrix once for all cells; does nothing where that is done.
 
     Args:
