@@ -27,9 +27,7 @@ def summary(table: dict[str, Any]) -> list[str]:
     """What was computed and what was not, a line each."""
     lines = []
     for name, entry in table["datasets"].items():
-        done = [
-            f"{label} ({len(method['seeds'])})" for label, method in entry["methods"].items()
-        ]
+        done = [f"{label} ({len(method['seeds'])})" for label, method in entry["methods"].items()]
         lines.append(f"{name}: {', '.join(done) or 'nothing'}")
     missing = left_out(table)
     return ["Computed, with the number of seeds:", *lines, "Left out:", *(missing or ["nothing"])]

@@ -87,9 +87,7 @@ def test_spaces_are_around_the_configuration_and_fit_it():
     space, _ = space_of(keys, config, search, "g")
     assert space["pretrain.lr"] == Range(low=1, high=2)
     with pytest.raises(UsageError, match=r"g: search\.model\.dropout: model\.dropout: Input"):
-        space_of(
-            ("model.dropout",), config, read_search({"model.dropout": [0.1, 1.5]}, "g"), "g"
-        )
+        space_of(("model.dropout",), config, read_search({"model.dropout": [0.1, 1.5]}, "g"), "g")
     without = config.with_values({"align.gamma": 0.0}, "g")
     assert space_of(("align.gamma",), without, {}, "g")[1] == ["align.gamma"]
 

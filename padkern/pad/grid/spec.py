@@ -42,8 +42,8 @@ class DatasetEntry(Section):
 
     data: str | None = Field(None, description="folder, file or name; default: the entry's key")
     text: str | None = Field(None, description="encoder or matrix file")
-    columns: dict[str, str] = {}
-    filters: dict[str, Any] = {}
+    columns: dict[str, str] = Field({}, description="column names")
+    filters: dict[str, Any] = Field({}, description="of padkern.data.Filters")
     on_bad_rows: Literal["error", "skip"] = "error"
     methods: list[str] | None = Field(None, description="labels; default: every method")
     values: dict[str, Any] = Field({}, alias="set", description="configuration, dotted or nested")
@@ -182,9 +182,7 @@ class Grid:
     def data_id(self, dataset: str) -> str:
         """Digest of all that decides a data set's content and text matrix."""
         entry = self.datasets[dataset]
-        return digest(
-            [*self.source_of(dataset), entry.columns, entry.filters, entry.on_bad_rows]
-        )
+        return digest([*self.source_of(dataset), entry.columns, entry.filters, entry.on_bad_rows])
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -270,7 +268,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 def _load(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
@@ -321,8 +319,8 @@ def _check(grid: Grid) -> None:
     for name, data in grid.datasets.items():
         place = f"{where}: datasets.{name}"
         _refuse(data.values, ("seed", "preset_name"), f"{place}.set", "the keys seeds and preset")
-        for key, labels in (("methods", data.methods), ("tuned", list(data.tuned))):
-            unknown = [label for label in labels or [] if label not in grid.methods]
+        for key, named in (("methods", data.methods), ("tuned", list(data.tuned))):
+            unknown = [label for label in named or [] if label not in grid.methods]
             if unknown:
                 raise UsageError(
                     f"{place}.{key}: must be of {', '.join(grid.methods)}, got {unknown[0]!r}"
