@@ -14,7 +14,15 @@ from padkern.pad.summary import GROUPS, group_title, ordered_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["frequency_bars", "gate_weights", "interval_plot", "training_curves"]
+__all__ = [
+    "frequency_bars",
+    "gate_weights",
+    "interval_plot",
+    "new_figure",
+    "styled",
+    "svg_text",
+    "training_curves",
+]
 
 _COLOURS = {
     "most_pop": "#c9ced6",
@@ -221,6 +229,7 @@ def gate_weights(gate: Mapping[str, Any]) -> str | None:
 
 
 def new_figure(rows: int, columns: int, width: float, height: float, **options: Any) -> Any:
+    """A figure of width x height inches and its axes, without a display."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -230,6 +239,7 @@ def new_figure(rows: int, columns: int, width: float, height: float, **options: 
 
 
 def svg_text(figure: Figure) -> str:
+    """The figure as an SVG element, the same text for the same figure."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
