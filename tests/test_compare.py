@@ -26,6 +26,7 @@ from padkern.pad.grid.report import left_out, markdown
 from padkern.pad.grid.runner import compare
 from padkern.pad.grid.spec import parse_grid
 from padkern.pad.grid.table import GROUPS, build_table
+from padkern.pad.progress import Reporter
 from padkern.pad.significance import holm, paired_bootstrap
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +206,35 @@ def test_death_at_any_write_loses_nothing(grid, finished, tmp_path, monkeypatch)
             break
     assert 5 < deaths < 99
     assert tables(tmp_path / "out") == tables(finished)
+
+
+class DiesAt(Reporter):
+    """Ends the run at the end of one epoch of one phase."""
+
+    def __init__(self, phase: str, epoch: int) -> None:
+        self._place = (phase, epoch)
+
+    def end_epoch(self, record) -> None:
+        if (record["phase"], record["epoch"]) == self._place:
+            raise Killed
+
+
+def test_a_method_of_several_phases_continues_in_any_of_them(shops, tmp_path):
+    path = tmp_path / "grid.yaml"
+    budgets_of = ", ".join(f"{name}.epochs: 2" for name in ("language", "align", "disentangle"))
+    text = grid_text(shops, "[pad, text_knn]", "[1]", names=("north",))
+    path.write_text(
+        text.replace("text.pca: 4", f"text.pca: 4, {budgets_of}, disentangle.gate.steps: 3")
+    )
+    compare(path, tmp_path / "whole", device="cpu")
+    places = [("pretrain", 1), ("aligned", 1), ("aligned", 2), ("text", 1), ("pad", 2)]
+    for place in places:
+        with pytest.raises(Killed):
+            compare(path, tmp_path / "parts", device="cpu", reporter=DiesAt(*place))
+    compare(path, tmp_path / "parts", device="cpu")
+    assert tables(tmp_path / "parts") == tables(tmp_path / "whole")
+    facts = [json.loads(p.read_text()) for p in (tmp_path / "parts/cells").glob("*/cell.json")]
+    assert sorted((f["label"], f["resumed"]) for f in facts) == [("pad", True), ("text_knn", False)]
 
 
 def test_killed_processes_continue(grid, finished, tmp_path):

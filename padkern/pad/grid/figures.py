@@ -79,7 +79,7 @@ def group_map(
         [cells[label][g][metric] / best[g] if best[g] else 0.0 for g in groups] for label in labels
     ]
     figure, axes = new_figure(1, 1, 9.6, 1.1 + 0.3 * len(labels))
-    axes.imshow(shades, cmap="Greens", vmin=0.0, vmax=1.25, aspect="auto")
+    axes.imshow(shades, cmap="Greens", vmin=0.0, vmax=2.0, aspect="auto")
     for y, label in enumerate(labels):
         for x, group in enumerate(groups):
             value = cells[label][group][metric]
