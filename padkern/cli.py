@@ -15,8 +15,24 @@ from typing import Annotated
 import typer
 
 from padkern import cli_grid
-from padkern.cli_options import Device, Quiet
-from padkern.cli_options import reporting as _reporter
+from padkern.cli_options import (
+    BadRows,
+    Columns,
+    Data,
+    Device,
+    Filter,
+    NoMaskRepeats,
+    OptionalData,
+    Overrides,
+    Preset,
+    Quiet,
+    Resume,
+    Run,
+    Seed,
+    ShuffleText,
+    Text,
+)
+from padkern.cli_reporting import reporting as _reporter
 from padkern.errors import EnvError, PadkernError, UsageError
 
 app = typer.Typer(
@@ -28,44 +44,6 @@ app = typer.Typer(
     help="PAD for sequential recommendation: train in three phases, evaluate honestly, recommend.",
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 checkpoint, 5 environment.",
 )
-
-DATA_OPTION = typer.Option(
-    "--data",
-    metavar="DIR|NAME",
-    help="Folder or file of a data set, or a name: completejourney, prime_pantry, or a folder "
-    "under PADKERN_DATA.",
-)
-Data = Annotated[str, DATA_OPTION]
-OptionalData = Annotated[str | None, DATA_OPTION]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=COLUMN",
-        help="Column of the input tables: user, item, timestamp (or none), rating, items, "
-        "catalog_item, text.",
-    ),
-]
-Filter = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--filter",
-        metavar="NAME=VALUE",
-        help="min_rating, first_only, drop_consecutive_repeats, k_core, user_core, item_core, "
-        "min_user_length, keep_last, cut_above, max_users.",
-    ),
-]
-BadRows = Annotated[
-    str,
-    typer.Option(
-        metavar="error|skip|quarantine",
-        help="Stop at the first bad input row, drop bad rows, or drop them into a file.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Override configuration values."),
-]
 
 
 @app.callback()
@@ -82,37 +60,17 @@ def _options(
 def run(
     out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder to make.")],
     data: OptionalData = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL|MATRIX",
-            help="Text encoder (wordllama, minilm, a folder or a hub name) or a matrix file (.npy, "
-            ".safetensors, .parquet). Default: wordllama for completejourney, else minilm.",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="clean|parity",
-            help="clean: the method at its best (default); parity: what the authors' code does.",
-        ),
-    ] = None,
+    text: Text = None,
+    preset: Preset = None,
     device: Device = "auto",
-    seed: Annotated[int | None, typer.Option(help="Root of all random draws.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run, with the same result.")
-    ] = False,
+    seed: Seed = None,
+    resume: Resume = False,
     set_: Overrides = None,
     on_bad_rows: BadRows = "error",
     columns: Columns = None,
     filter_: Filter = None,
-    no_mask_repeats: Annotated[
-        bool, typer.Option("--no-mask-repeats", help="Keep a user's own history as candidates.")
-    ] = False,
-    shuffle_text: Annotated[
-        bool,
-        typer.Option("--shuffle-text", help="Control: permute the text vectors among the items."),
-    ] = False,
+    no_mask_repeats: NoMaskRepeats = False,
+    shuffle_text: ShuffleText = False,
     quiet: Quiet = False,
 ) -> None:
     """Train PAD, compare it with six rivals, write a report."""

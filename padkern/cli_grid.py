@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from padkern.cli_options import Device, Quiet, reporting
+from padkern.cli_options import Device, Quiet
+from padkern.cli_reporting import reporting
 
 __all__ = ["compare", "tune"]
 
