@@ -80,6 +80,7 @@ def compare(
         cells = planned_cells(grid, plan)
         failures = _run(cells, out, folder, unread, jobs, device, reporter)
         results = [read_result(cell, out) for cell in cells if cell.name not in failures]
+        reporter.message(f"comparing {len(results)} finished cells")
         table = write_tables(
             folder, grid, results, [failures[c.name] for c in cells if c.name in failures], plan
         )
