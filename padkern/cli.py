@@ -6,17 +6,15 @@ Exit codes: 0 done, 1 another failure, 2 usage, 3 data, 4 checkpoint or run fold
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
+from padkern import cli_grid
 from padkern.cli_options import (
     BadRows,
     Columns,
@@ -34,6 +32,7 @@ from padkern.cli_options import (
     ShuffleText,
     Text,
 )
+from padkern.cli_reporting import reporting as _reporter
 from padkern.errors import EnvError, PadkernError, UsageError
 
 app = typer.Typer(
@@ -340,24 +339,8 @@ def env() -> None:
     typer.echo(format_facts(facts()))
 
 
-@contextlib.contextmanager
-def _reporter(quiet: bool) -> Iterator[Any]:
-    """A reporter; the terminal is restored even when the process is terminated."""
-    from padkern.pad.progress import make_reporter
-
-    if quiet:
-        logging.getLogger("padkern").setLevel(logging.ERROR)
-    reporter = make_reporter(quiet)
-
-    def stop(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield reporter
-    finally:
-        reporter.close()
-        signal.signal(signal.SIGTERM, before)
+app.command()(cli_grid.compare)
+app.command()(cli_grid.tune)
 
 
 def _spread(argv: list[str]) -> list[str]:

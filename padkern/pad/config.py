@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import yaml
@@ -322,17 +322,23 @@ class RunConfig(Section):
             key, equals, text = assignment.partition("=")
             if not equals:
                 raise UsageError(f"--set {assignment}: expected key=value")
-            place: Any = values
-            *parents, leaf = key.strip().split(".")
-            for part in parents:
-                place = place.get(part) if isinstance(place, dict) else None
-            if not isinstance(place, dict) or leaf not in place:
-                raise UsageError(f"--set {assignment}: unknown key {key.strip()!r}")
             try:
-                place[leaf] = yaml.safe_load(text)
+                value = yaml.safe_load(text)
             except yaml.YAMLError as error:
                 raise UsageError(f"--set {assignment}: {text!r} is not YAML") from error
+            _place(values, key.strip(), value, f"--set {assignment}")
         return _validated(values, "--set")
+
+    def with_values(self, changes: Mapping[str, Any], source: str) -> RunConfig:
+        """A copy with the values of dotted keys replaced; ``source`` names them in messages.
+
+        Raises:
+            UsageError: an unknown key or a value that does not fit.
+        """
+        values = self.model_dump()
+        for key, value in changes.items():
+            _place(values, key, value, source)
+        return _validated(values, source)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -380,6 +386,17 @@ def _missing(wanted: dict[str, Any], found: Any, prefix: str = "") -> str | None
             if deeper:
                 return deeper
     return None
+
+
+def _place(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Replaces the value of a dotted key in place."""
+    place: Any = values
+    *parents, leaf = key.split(".")
+    for part in parents:
+        place = place.get(part) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or leaf not in place:
+        raise UsageError(f"{source}: unknown key {key!r}")
+    place[leaf] = value
 
 
 def _validated(values: Any, source: str) -> RunConfig:

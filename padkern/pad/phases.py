@@ -105,11 +105,10 @@ class Phases:
 
     # -- models ------------------------------------------------------------------------------
 
-    def build(self, row: str) -> ExpertModel:
-        """A fresh model of one row; weights depend on (seed, row)."""
-        torch.manual_seed(stream_seed(self.config.seed, row, "init"))
+    def options(self, **other: Any) -> dict[str, Any]:
+        """Keyword arguments of :func:`build_expert` as configured, some replaced by ``other``."""
         model = self.config.model
-        options: dict[str, Any] = {
+        return {
             "dim": model.dim,
             "max_len": model.max_len,
             "encoder": model.encoder,
@@ -124,7 +123,13 @@ class Phases:
             "pool_scale": model.pool_scale,
             "language": model.language,
             "id_init": model.id_init,
+            **other,
         }
+
+    def build(self, row: str) -> ExpertModel:
+        """A fresh model of one row; weights depend on (seed, row)."""
+        torch.manual_seed(stream_seed(self.config.seed, row, "init"))
+        options = self.options()
         num_items = self.text.shape[0] - 1
         item_bins = torch.from_numpy(self.bins.item_bins)
         if row == "pad":

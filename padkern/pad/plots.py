@@ -14,7 +14,15 @@ from padkern.pad.summary import GROUPS, group_title, ordered_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["frequency_bars", "gate_weights", "interval_plot", "training_curves"]
+__all__ = [
+    "frequency_bars",
+    "gate_weights",
+    "interval_plot",
+    "new_figure",
+    "styled",
+    "svg_text",
+    "training_curves",
+]
 
 _COLOURS = {
     "most_pop": "#c9ced6",
@@ -55,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def _styled(draw: Callable[..., str | None]) -> Callable[..., str | None]:
+def styled(draw: Callable[..., str | None]) -> Callable[..., str | None]:
     """Draws under this module's style and leaves the process's own as it was."""
 
     @functools.wraps(draw)
@@ -68,7 +76,7 @@ def _styled(draw: Callable[..., str | None]) -> Callable[..., str | None]:
     return styled
 
 
-@_styled
+@styled
 def training_curves(records: Sequence[Mapping[str, Any]]) -> str | None:
     """Validation NDCG@10 and training loss per epoch, one line a phase.
 
@@ -83,7 +91,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> str | None:
         phases.setdefault(str(record.get("phase")), []).append(record)
     if not phases:
         return None
-    figure, (left, right) = _figure(1, 2, 9.6, 3.4)
+    figure, (left, right) = new_figure(1, 2, 9.6, 3.4)
     for place, (phase, rows) in enumerate(phases.items()):
         style = {
             "color": _colour(phase, place),
@@ -102,10 +110,10 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> str | None:
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _svg(figure)
+    return svg_text(figure)
 
 
-@_styled
+@styled
 def frequency_bars(
     models: Mapping[str, Any], split: str = "test", metric: str = "ndcg@10"
 ) -> str | None:
@@ -120,7 +128,7 @@ def frequency_bars(
     groups = [g for g in GROUPS if any(_count(models[row][split], g) for row in rows)]
     if not rows or not groups:
         return None
-    figure, axes = _figure(1, 1, 9.6, 3.6)
+    figure, axes = new_figure(1, 1, 9.6, 3.6)
     width = 0.84 / len(rows)
     for place, row in enumerate(rows):
         values = [_percent(models[row][split].get(group, {}).get(metric)) for group in groups]
@@ -137,10 +145,10 @@ def frequency_bars(
     axes.tick_params(axis="x", length=0)
     axes.set_title(f"{split} {metric.upper()}, %, by training occurrences of the target")
     axes.legend(ncols=1, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _svg(figure)
+    return svg_text(figure)
 
 
-@_styled
+@styled
 def interval_plot(
     comparison: Mapping[str, Any], split: str = "test", metric: str = "ndcg@10"
 ) -> str | None:
@@ -164,7 +172,7 @@ def interval_plot(
         return None
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
-    figure, grid = _figure(lines, columns, 9.6, 2.4 * lines + 0.2, sharey=True, squeeze=False)
+    figure, grid = new_figure(lines, columns, 9.6, 2.4 * lines + 0.2, sharey=True, squeeze=False)
     axes_list = list(grid.flat)
     for spare in axes_list[len(panels) :]:
         spare.set_axis_off()
@@ -182,10 +190,10 @@ def interval_plot(
         axes.grid(visible=False, axis="y")
     axes_list[0].set_yticks(range(len(GROUPS)), [group_title(group) for group in GROUPS])
     axes_list[0].set_ylim(len(GROUPS) - 0.5, -0.5)
-    return _svg(figure)
+    return svg_text(figure)
 
 
-@_styled
+@styled
 def gate_weights(gate: Mapping[str, Any]) -> str | None:
     """Weight of each expert per frequency bin, hottest bin first.
 
@@ -200,7 +208,7 @@ def gate_weights(gate: Mapping[str, Any]) -> str | None:
     panels = [("gate weight", weights)]
     if len(shares) == len(labels):
         panels.append(("share of the item vector's length", shares))
-    figure, grid = _figure(1, len(panels), 9.6, 3.4, squeeze=False)
+    figure, grid = new_figure(1, len(panels), 9.6, 3.4, squeeze=False)
     spread = range(len(labels))
     for axes, (title, table) in zip(grid.flat, panels, strict=True):
         bottom = [0.0] * len(labels)
@@ -217,10 +225,11 @@ def gate_weights(gate: Mapping[str, Any]) -> str | None:
         axes.set_xlabel("training occurrences of the item")
         axes.set_title(title)
     grid.flat[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _svg(figure)
+    return svg_text(figure)
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **options: Any) -> Any:
+def new_figure(rows: int, columns: int, width: float, height: float, **options: Any) -> Any:
+    """A figure of width x height inches and its axes, without a display."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -229,7 +238,8 @@ def _figure(rows: int, columns: int, width: float, height: float, **options: Any
     return figure, figure.subplots(rows, columns, **options)
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """The figure as an SVG element, the same text for the same figure."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)

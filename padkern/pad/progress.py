@@ -42,6 +42,10 @@ class Reporter:
             record: phase, epoch, loss, ndcg@10, hit@10, seconds, users_per_s, tokens_per_s, best.
         """
 
+    def wants_stop(self) -> bool:
+        """Asked after every epoch: True ends the phase there."""
+        return False
+
     def end_phase(self, name: str, summary: Mapping[str, Any]) -> None:
         """A phase is over; ``summary`` holds facts worth a line, such as epochs and seconds."""
 

@@ -16,7 +16,7 @@ from padkern.pad.summary import (
     percent,
 )
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_report", "template", "write_report"]
 
 _NAME = "report.html"
 _ROW_NOTES = {
@@ -45,9 +45,22 @@ def write_report(folder: RunFolder) -> Path:
         return writer.write_text(_NAME, html)
 
 
+def template(name: str) -> Any:
+    """A template of this package, ready to render."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def render_report(folder: RunFolder) -> str:
     """The HTML text. Files other than ``metrics.json`` may be missing; their sections then are."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     metrics = folder.read_json("metrics.json")
@@ -60,14 +73,7 @@ def render_report(folder: RunFolder) -> str:
     def figure(svg: str | None) -> Markup | None:
         return None if svg is None else Markup(svg)
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(_NAME).render(
+    return template(_NAME).render(
         title=f"PAD on {metrics.get('dataset', 'a data set')}",
         dataset=metrics.get("dataset", ""),
         seed=metrics.get("seed"),

@@ -29,11 +29,15 @@ _TITLES = {
     "freq_1_5": "1-5",
     "freq_6_50": "6-50",
     "freq_gt_50": ">50",
+    "hist_1_4": "1-4 long",
+    "hist_5_9": "5-9 long",
+    "hist_10_19": "10-19 long",
+    "hist_gt_19": ">19 long",
 }
 
 
 def group_title(group: str) -> str:
-    """Short heading of a group: training occurrences of the target."""
+    """Short heading of a group: training occurrences of the target, or length of the history."""
     return _TITLES.get(group, group)
 
 

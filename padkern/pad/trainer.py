@@ -178,7 +178,7 @@ def fit(
             folder.append_jsonl("metrics.jsonl", record)
             _save(folder, where, model, optimizer, best, result, stale)
         reporter.end_epoch(record)
-        if stop:
+        if stop or reporter.wants_stop():
             break
     if config.restore_best and best:
         model.load_state_dict(best)

@@ -731,6 +731,30 @@ ENCODER = (
     ),
 )
 
+GRID = (
+    Mutant(
+        "holm_without_its_steps",
+        "padkern/pad/significance.py",
+        "np.maximum.accumulate(values[order] * np.arange(values.size, 0, -1))",
+        "values[order] * np.arange(values.size, 0, -1)",
+        _select("test_compare", "holm"),
+    ),
+    Mutant(
+        "best_method_chosen_on_test",
+        "padkern/pad/grid/table.py",
+        """methods[m]["valid"]["all"][_SELECT]""",
+        """methods[m]["test"]["all"][_SELECT]""",
+        _select("test_compare", "best_by_validation"),
+    ),
+    Mutant(
+        "changed_results_are_believed",
+        "padkern/pad/grid/cells.py",
+        """if hashlib.sha256(data).hexdigest() != entries[name]["sha256"]:""",
+        "if len(data) < 0:",
+        _select("test_compare", "changed_result"),
+    ),
+)
+
 EXPERTS = (
     Mutant(
         "experts_share_their_masks",
@@ -860,4 +884,4 @@ COLD = (
 )
 
 MUTANTS = PYTHON + READERS + NATIVE_CORE + RAW_OPS + BATCH_PLAN + ENCODER + EXPERTS
-MUTANTS += TRITON + TRITON_HEAD + SEQUENCE + ALIGNMENT + COLD + RIVALS
+MUTANTS += TRITON + TRITON_HEAD + SEQUENCE + ALIGNMENT + COLD + RIVALS + GRID

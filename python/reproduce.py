@@ -1,0 +1,80 @@
+"""Computes the tables of a named grid and, if asked, puts them into a document.
+
+    python python/reproduce.py smoke --out runs/smoke
+    python python/reproduce.py default --out runs/default --docs docs/results.md
+
+A call continues what an earlier one left in the folder. At the end it says what was computed and
+what was left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from padkern.errors import PadkernError
+from padkern.pad.grid.report import left_out
+from padkern.pad.grid.runner import compare
+from padkern.pad.progress import make_reporter
+
+GRIDS = Path(__file__).with_name("grids")
+
+
+def summary(table: dict[str, Any]) -> list[str]:
+    """What was computed and what was not, a line each."""
+    lines = []
+    for name, entry in table["datasets"].items():
+        done = [f"{label} ({len(method['seeds'])})" for label, method in entry["methods"].items()]
+        lines.append(f"{name}: {', '.join(done) or 'nothing'}")
+    missing = left_out(table)
+    return ["Computed, with the number of seeds:", *lines, "Left out:", *(missing or ["nothing"])]
+
+
+def insert(document: str, name: str, markdown: str) -> str:
+    """The document with the tables in place of those that a call before put there, or at its end.
+
+    Headings move down one level, so that the tables are a section.
+    """
+    body = re.sub(r"^#", "##", markdown, flags=re.MULTILINE).strip()
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    block = f"{begin}\n{body}\n{end}"
+    before, mark, rest = document.partition(begin)
+    if not mark:
+        return f"{document.rstrip()}\n\n{block}\n"
+    _, closed, after = rest.partition(end)
+    if not closed:
+        raise SystemExit(f"{begin} without {end}")
+    return before + block + after
+
+
+def main(argv: list[str] | None = None) -> int:
+    names = sorted(path.stem for path in GRIDS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("grid", choices=names, help="file in python/grids")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the comparison")
+    parser.add_argument("--budget", type=float, help="minutes")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--docs", type=Path, help="Markdown file to put the tables into")
+    options = parser.parse_args(argv)
+    try:
+        table = compare(
+            GRIDS / f"{options.grid}.yaml", options.out, budget=options.budget,
+            jobs=options.jobs, device=options.device, reporter=make_reporter(),
+        )  # fmt: skip
+    except PadkernError as error:
+        print(f"reproduce: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print("\n".join(summary(table)))
+    if options.docs:
+        markdown = (options.out / "table.md").read_text(encoding="utf-8")
+        document = options.docs.read_text(encoding="utf-8")
+        options.docs.write_text(insert(document, options.grid, markdown), encoding="utf-8")
+    return 1 if table["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
