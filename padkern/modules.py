@@ -178,6 +178,9 @@ class FrequencyGate(nn.Module):
         """Row of ``logit`` that items of ``unseen_bin`` read."""
         return unseen_bin
 
+    def grow(self, count: int, new_bin: int) -> None:
+        """Makes room for ``count`` more items of bin ``new_bin``; here there is nothing to do."""
+
     def fold(self, tables: Sequence[Tensor], bins: Tensor, *, backend: str = "auto") -> Tensor:
         """``[N + 1, sum d_e]`` gated item matrix of the catalogue.
 

@@ -18,6 +18,7 @@ from padkern.data.dataset import Ragged
 from padkern.data.plan import BatchPlanner, PlanSource
 from padkern.errors import UsageError
 from padkern.models.gates import ITEM_FORMS, ItemGate, build_gate, knot_mix
+from padkern.models.growth import add_items
 from padkern.modules import FrequencyGate
 from padkern.pad.config import RunConfig
 from padkern.pad.folder import RunFolder
@@ -503,3 +504,22 @@ def test_broken_choices_are_one_clear_error(overrides, message):
         RunConfig.preset("clean").with_overrides(overrides)
     assert message in str(error.value)
     assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("unseen_bin", [UNSEEN, None])
+@pytest.mark.parametrize("form", ["scale", "sigmoid", "uniform", "continuous", "per_item"])
+@torch.no_grad()
+def test_items_added_later_read_the_unseen_row(form, unseen_bin):
+    model = make_model(form, unseen_bin=unseen_bin)
+    unseen = int(torch.nonzero(make_bins() == UNSEEN)[0])
+    text = torch.stack([model.text[unseen], torch.randn(E)])
+    grown = add_items(model, text)
+    matrix = grown.item_matrix()
+    assert torch.equal(matrix[: N + 1], model.item_matrix())
+    if unseen_bin is not None:
+        assert torch.equal(matrix[N + 1], matrix[unseen])
+    again = add_items(grown, text[:1])
+    assert torch.equal(again.item_matrix()[: N + 3], matrix)
+    assert again.gate.logit.requires_grad == model.gate.logit.requires_grad
+    copied = add_items(add_items(model, text), text[:1])
+    copied.load_state_dict(again.state_dict())

@@ -26,6 +26,7 @@ CHECKED = (
     "catalogue_loss",
     "count_ranks",
     "linear",
+    "segment_sum",
 )
 
 
@@ -55,6 +56,8 @@ FREE = {
     ("short_attention_grad", "offsets", 0),
     ("rank_pack_items", "item_matrix", 0),
     ("rank_topk", "item_matrix", 0),  # within the last panel
+    ("segment_sum", "values", 0),
+    ("segment_sum", "starts", 0),
 }
 # Those that may be empty too; the rows of x where there is nothing else to have as many.
 FREE_OR_EMPTY = {
@@ -63,6 +66,7 @@ FREE_OR_EMPTY = {
     ("dropout_add_norm", "x", 0),
     ("linear", "x", 0),
     ("linear", "weight", 0),
+    ("segment_sum", "values", 1),
 }
 # Ids without an upper limit.
 UNBOUNDED = {"token_ids"}
@@ -188,8 +192,9 @@ def test_a_broken_call_is_refused(spec, raw, dtype, native_core):
 
 
 @pytest.mark.parametrize(
-    ("spec", "raw"), [one for one in RAW_OPS if one.id != "rank_pack_items"]
-)  # which takes one floating tensor
+    ("spec", "raw"),
+    [one for one in RAW_OPS if one.id not in ("rank_pack_items", "segment_sum")],
+)  # which take one floating tensor
 def test_floats_of_two_dtypes_are_refused(spec, raw, native_core):
     options = spec.options_at(spec.check_shape)[-1]
     arguments = raw.arguments(spec.case(spec.check_shape, options=options), "native")

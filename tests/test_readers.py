@@ -927,3 +927,36 @@ def test_command_line_quarantine(tmp_path):
     assert main([*words, "--on-bad-rows", "quarantine"]) == 0
     (entry,) = map(json.loads, (tmp_path / "out.quarantine.jsonl").read_text().splitlines())
     assert entry["reason"] == "bad_timestamp"
+
+
+@pytest.mark.parametrize("twin", ["Shop.csv.gz", "Shop.json", "Shop_5.csv"])
+def test_a_folder_with_the_same_interactions_twice_is_refused(tmp_path, twin):
+    folder = tmp_path / "raw"
+    csv = "".join(f"{item},{user},{rating},{time}\n" for user, item, rating, time in RATINGS)
+    rows = [
+        {"overall": r, "reviewerID": u, "asin": i, "unixReviewTime": t} for u, i, r, t in RATINGS
+    ]
+    json_rows = "".join(json.dumps(row) + "\n" for row in rows)
+    put(folder, "Shop.csv", csv)
+    put(folder, twin, json_rows if "json" in twin else csv)
+    with pytest.raises(DataError, match=r"Shop.* the same interactions in two forms"):
+        read_raw(folder, format="amazon2018", user_first=False)
+    named = read_raw(folder / "Shop.csv", format="amazon2018", user_first=False)
+    assert rows_of(named) == ORDERED
+
+
+def test_a_header_of_ratings_names_the_columns(tmp_path):
+    rows = "".join(f"{time},{user},{rating},{item}\n" for user, item, rating, time in RATINGS)
+    put(tmp_path, "Shop.csv", "timestamp,user,rating,item\n" + rows)
+    assert rows_of(read_raw(tmp_path, format="amazon2018")) == ORDERED
+    put(tmp_path, "Shop.csv", "user,item,rating\nu,a,5\n")
+    with pytest.raises(DataError, match="column 'timestamp' is missing"):
+        read_raw(tmp_path, format="amazon2018")
+
+
+def test_one_time_far_off_does_not_change_the_unit(tmp_path):
+    rows = [*RATINGS, ("u3", "a", 5.0, 10**12)]
+    csv = "".join(f"{item},{user},{rating},{time}\n" for user, item, rating, time in rows)
+    put(tmp_path, "Shop.csv", csv)
+    data = read_raw(tmp_path, format="amazon2018", user_first=False)
+    assert sorted(data.timestamps.tolist())[:2] == [5, 9]

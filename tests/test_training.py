@@ -352,18 +352,18 @@ def test_configuration_survives_yaml(preset):
 @pytest.mark.parametrize("encoder", ["sasrec", "sasrec_pre_ln"])
 def test_steps_have_the_same_bits_for_any_number_of_threads(native_core, encoder):
     rng = np.random.default_rng(0)
-    text = torch.from_numpy(rng.normal(size=(301, 96))).float()
+    text = torch.from_numpy(rng.normal(size=(2001, 96))).float()
     text[0] = 0
-    bins = torch.from_numpy(rng.integers(1, 11, 301))
+    bins = torch.from_numpy(rng.integers(1, 11, 2001))
     bins[0] = 0
-    histories = Ragged.from_lists([rng.integers(1, 301, n) for n in rng.integers(2, 30, 96)])
-    source = PlanSource(histories, num_items=300, max_len=20, item_bins=bins.numpy())
+    histories = Ragged.from_lists([rng.integers(1, 2001, n) for n in rng.integers(2, 30, 96)])
+    source = PlanSource(histories, num_items=2000, max_len=20, item_bins=bins.numpy())
     batches = TrainBatches(source, batch_size=48, seed=1, phase="train", negatives=2)
 
     def trained(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        model = TripleExpert(300, text, bins, dim=64, encoder=encoder).train()
+        model = TripleExpert(2000, text, bins, dim=64, encoder=encoder).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for step, plan in enumerate(batches.epoch(0)):
             keyed = plan.keyed(3, step)

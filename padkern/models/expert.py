@@ -202,15 +202,15 @@ class RecencyPool(nn.Module):
         """
         width, batch = packed.width, packed.batch_size
         grid = x.new_zeros(batch * width, x.shape[1])
-        grid = grid.index_copy(0, packed.grid, x).view(batch, width, -1)
+        grid = grid.index_copy(0, packed.grid, x).view(batch, width, x.shape[1])
         weight = self.log_weight.exp()[self.lag[:width, :width]] * self.causal[:width, :width]
         weight = weight * scale
         if last:
             ends = weight.index_select(0, packed.last - packed.offsets[:-1])
             return (ends[:, :, None] * grid).sum(1)
-        columns = grid.transpose(1, 2).reshape(-1, width)
-        pooled = project(columns, weight).view(batch, -1, width).transpose(1, 2)
-        return pooled.reshape(batch * width, -1).index_select(0, packed.grid)
+        columns = grid.transpose(1, 2).reshape(batch * x.shape[1], width)
+        pooled = project(columns, weight).view(batch, x.shape[1], width).transpose(1, 2)
+        return pooled.reshape(batch * width, x.shape[1]).index_select(0, packed.grid)
 
 
 class Expert(nn.Module):

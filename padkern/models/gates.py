@@ -66,6 +66,22 @@ class ItemGate(FrequencyGate):
         logit[self.mix.shape[1] :] = 0.0
         return logit
 
+    @torch.no_grad()
+    def grow(self, count: int, new_bin: int) -> None:
+        """Makes room for ``count`` more items of bin ``new_bin``, with nothing of their own.
+
+        Without an unseen bin those of ``"continuous"`` lie at the coldest knot.
+        """
+        row = self.mix.new_zeros(count, self.mix.shape[1])
+        if self.unseen_bin is not None:
+            row[:, self.unseen_row(self.unseen_bin)] = 1.0
+        else:
+            row[:, 1 if self.form == "continuous" else new_bin] = 1.0
+        self.mix = torch.cat([self.mix, row])
+        if self.form == "per_item":
+            own = self.logit.new_zeros(count, self.logit.shape[1])
+            self.logit = nn.Parameter(torch.cat([self.logit, own]), self.logit.requires_grad)
+
     def weights(self) -> Tensor:
         """``[R, E]`` weights of the table's rows: knots, or bins."""
         return self._table().exp()

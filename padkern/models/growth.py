@@ -57,4 +57,6 @@ def add_items(model: ExpertModel, text: Tensor) -> ExpertModel:
         if isinstance(tower, ItemTower) and tower.kind != "text":
             zeros = tower.id.new_zeros(count, tower.id.shape[1])
             tower.id = nn.Parameter(torch.cat([tower.id, zeros]), tower.id.requires_grad)
+    if grown.gate is not None:
+        grown.gate.grow(count, new_bin)
     return grown

@@ -268,7 +268,7 @@ def _row(
 
 
 def _frozen(scorer: Any) -> Scorer:
-    return scorer.frozen() if hasattr(scorer, "frozen") else scorer
+    return scorer.frozen() if callable(getattr(scorer, "frozen", None)) else scorer
 
 
 def _taken(part: EvalSplit, history: Ragged, rows: np.ndarray) -> EvalSplit:

@@ -97,7 +97,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelConfig:
-        if self.encoder.startswith("sasrec") and self.dim % self.num_heads:
+        if self.encoder in ("sasrec", "sasrec_pre_ln") and self.dim % self.num_heads:
             raise _unfit(f"dim must be divisible by num_heads, got {self.dim} and {self.num_heads}")
         if self.fuse == "null_space" and self.null_dim >= self.dim:
             raise _unfit(f"null_dim must be below dim ({self.dim}), got {self.null_dim}")

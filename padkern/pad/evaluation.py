@@ -187,8 +187,8 @@ def evaluate(
         raise ValueError(f"ks must be positive integers, got {ks}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    if hasattr(scorer, "frozen"):
-        scorer = scorer.frozen()
+    if callable(getattr(scorer, "frozen", None)):
+        scorer = scorer.frozen()  # type: ignore[attr-defined]
     frequency, bins = np.asarray(train_frequency), np.asarray(item_bins)
     score_all: Any = getattr(scorer, "score_all", None) if states is None else None
     items = None if score_all else ItemTiles.build(scorer.item_matrix())

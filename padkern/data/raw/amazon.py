@@ -104,12 +104,20 @@ def _ratings(
         layout = Layout(",", True, header, header=True)
     else:
         names = _COLUMNS
-        if user_first is None:
-            user_first = _user_comes_first(reading, file.path)
-        order = ("user", "item") if user_first else ("item", "user")
         # Some copies have a header line, as the authors' own step writes one.
-        named = {"user", "item"} <= {cell.strip(' "') for cell in first.lower().split(",")}
-        layout = Layout(",", True, (*order, "rating", "timestamp"), header=named)
+        header = tuple(cell.strip(' "') for cell in first.lower().split(","))
+        named = {"user", "item"} <= set(header)
+        for name in names if named else ():
+            if name not in header:
+                raise DataError(f"{file.path}: column {name!r} is missing; the file has {header}")
+        if named:
+            columns = header
+        else:
+            if user_first is None:
+                user_first = _user_comes_first(reading, file.path)
+            order = ("user", "item") if user_first else ("item", "user")
+            columns = (*order, "rating", "timestamp")
+        layout = Layout(",", True, columns, header=named)
     wanted = names if reading.with_ratings else names[:3]
     return blocks(file, layout, wanted), names
 
@@ -146,7 +154,7 @@ def _seconds(parts: list[np.ndarray]) -> np.ndarray:
     exact = times.dtype == np.float64 and np.abs(times).max() < _EXACT
     if exact and (times == np.trunc(times)).all():
         times = times.astype(np.int64)
-    if times.max() >= _MILLISECONDS_FROM:
+    if np.median(times) >= _MILLISECONDS_FROM:
         whole = times.dtype == np.int64 and not (times % 1000).any()
         times = times // 1000 if whole else times / 1000
     return times

@@ -97,7 +97,31 @@ def find_files(sources: Sequence[Path], format: str | None) -> Files:
     ((name, roles),) = found.items()
     if not roles[EVENTS]:
         raise DataError(f"{places}: items of format {name}, but no file with interactions")
+    _refuse_twins(roles[EVENTS], sources)
     return Files(name, tuple(roles[EVENTS]), tuple(roles[CATALOG]))
+
+
+def _refuse_twins(paths: Sequence[Path], sources: Sequence[Path]) -> None:
+    """Raises DataError where a folder holds the same interactions in two forms.
+
+    Such are a file beside its compressed or otherwise encoded copy, a category beside its k-core,
+    and a whole beside its parts.
+    """
+    seen: dict[tuple[Path, str], Path] = {}
+    for path in paths:
+        if path in sources:
+            continue  # named one by one, so meant
+        stem = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)
+        stem = re.sub(rf"({_JSON}|\.csv|\.inter|\.txt)$", "", stem, flags=re.IGNORECASE)
+        stem = re.sub(r"(_\d+|\.(train|valid|test))$", "", stem, flags=re.IGNORECASE)
+        stem = stem.removeprefix("reviews_").removeprefix("ratings_").lower()
+        twin = seen.setdefault((path.parent, stem), path)
+        parts = {p.name.lower().rsplit(".", 2)[-2] for p in (twin, path)}
+        if twin is not path and not parts <= {"train", "valid", "test"}:
+            raise DataError(
+                f"{twin} and {path.name} look like the same interactions in two forms; name the "
+                "files to read instead of their folder"
+            )
 
 
 def _asked_for(path: Path, format: str) -> tuple[str, str] | None:

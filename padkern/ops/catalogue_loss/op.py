@@ -14,6 +14,7 @@ from torch.library import define, impl, register_fake
 
 from padkern import _backends
 from padkern.ops.catalogue_loss.reference import chunked_cross_entropy
+from padkern.ops.first_order import once_differentiable
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -107,7 +108,7 @@ class _CatalogueFunction(torch.autograd.Function):
         ctx.dtypes = {i: inputs[i].dtype for i in (0, 1, 3) if inputs[i] is not None}
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_value is None:
             return (None,) * 10

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from padkern.ops.first_order import once_differentiable
+
 
 def excluded_mask(
     targets: Tensor,
@@ -136,7 +138,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(d_users, d_items, d_bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         d_users, d_items, d_bias = ctx.saved_tensors
         return (

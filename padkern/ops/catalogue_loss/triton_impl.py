@@ -230,7 +230,8 @@ class _Call:
         if self.candidates is None:
             return x
         out = torch.zeros(self.rows, *x.shape[1:], dtype=x.dtype, device=x.device)
-        return out.index_copy_(0, self.candidates, x)
+        # A candidate out of range has given NaN; its row must not reach foreign memory either.
+        return out.index_copy_(0, self.candidates.clamp(0, self.rows - 1), x)
 
 
 def catalogue_loss_value_triton(users: Tensor, *rest: Any) -> Tensor:

@@ -14,6 +14,7 @@ from torch.library import define, impl, register_fake
 
 from padkern import _backends
 from padkern.ops.dropout_add_norm.reference import dropout_add_norm_ref, keyed_dropout_ref
+from padkern.ops.first_order import once_differentiable
 from padkern.ops.keyed_dropout import check_dropout
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -119,7 +120,7 @@ class _DropoutAddNormFunction(torch.autograd.Function):
         ctx.rule, ctx.with_bias = inputs[7:10], bias is not None
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(
         ctx: Any, d_out: Tensor | None, d_sum: Tensor | None, _: Any
     ) -> tuple[Tensor | None, ...]:

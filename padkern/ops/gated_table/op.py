@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import define, impl, register_fake
 
 from padkern import _backends
+from padkern.ops.first_order import once_differentiable
 from padkern.ops.gated_table.reference import gated_table_ref
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -86,7 +87,7 @@ class _GatedTableFunction(torch.autograd.Function):
         ctx.save_for_backward(gate, item_bins, *tables)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         gate, item_bins, *tables = ctx.saved_tensors
         differentiate = _table_grad_triton if ctx.interpreted else _TABLE_GRAD

@@ -68,11 +68,15 @@ class _LinearFunction(torch.autograd.Function):
         ctx.save_for_backward(x, weight, output if relu else None)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         wanted = [bool(need) for need in ctx.needs_input_grad[:3]]
-        gradients = _GRAD(d_y, x, weight, y, wanted)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Under create_graph: in torch's operations, which can be differentiated again.
+            z = d_y if y is None else d_y * (y > 0)
+            gradients: tuple[Tensor, ...] = (z @ weight, z.T @ x, z.sum(0))
+        else:
+            gradients = _GRAD(d_y, x, weight, y, wanted)
         return (*(g if need else None for g, need in zip(gradients, wanted, strict=True)), None)
 
 
@@ -108,15 +112,15 @@ def linear(
 
     The native backend gives every row the same bits whatever other rows are in the call, and every
     result the same bits for any number of threads; torch's products promise neither. ReLU and bias
-    cost no pass of their own, nor does the bias' gradient.
+    cost no pass of their own.
 
     Args:
         x: ``[T, in]``, any strides.
         weight: ``[out, in]``.
         bias: ``[out]`` b, or None.
         relu: give ``max(y, 0)``.
-        backend: "auto", "reference" (plain torch, any device) or "native" (CPU, first order). A
-            named backend never falls back; "auto" may.
+        backend: "auto", "reference" (plain torch, any device) or "native" (CPU). A named
+            backend never falls back; "auto" may.
 
     Returns:
         ``[T, out]``, float64 if x or the weight is, else float32 (the bias is converted), also

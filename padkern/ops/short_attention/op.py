@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.library import define, impl, register_fake
 
 from padkern import _backends
+from padkern.ops.first_order import once_differentiable
 from padkern.ops.keyed_dropout import check_dropout
 from padkern.ops.short_attention.reference import long_attention, short_attention_ref
 
@@ -97,7 +98,7 @@ class _ShortAttentionFunction(torch.autograd.Function):
         ctx.backend, *ctx.options = inputs[4:]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad
         gradients = _runs(ctx.backend, d_out)[1](d_out, *saved, *ctx.options).unbind(1)
@@ -120,7 +121,7 @@ class _JointFunction(torch.autograd.Function):
         ctx.backend, *ctx.options = inputs[2:]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         qkv, offsets = ctx.saved_tensors
         run = _runs(ctx.backend, d_out)[1]

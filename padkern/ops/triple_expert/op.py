@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.library import define, impl, register_fake
 
 from padkern import _backends
+from padkern.ops.first_order import once_differentiable
 from padkern.ops.triple_expert.calibration import check_positive_weight
 from padkern.ops.triple_expert.reference import gated_bce_loss_ref
 
@@ -112,7 +113,7 @@ class _GatedBceFunction(torch.autograd.Function):
         ctx.dtypes = tuple(x.dtype for x in inputs[:3])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_value is None:
             return (None,) * 9

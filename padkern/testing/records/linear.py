@@ -152,4 +152,6 @@ LINEAR = OpSpec(
     check_shape=(5, 4, 3),
     far_shape=(70, 5, 3),
     error_shape=(4, 3, 2),
+    second_order=("reference", "native"),
+    smooth=lambda arguments: arguments | {"relu": False},
 )
