@@ -18,6 +18,7 @@ from torch import Tensor
 
 from padkern import _native
 from padkern.data.batch import PackedSequences, stream_key
+from padkern.data.buckets import bucketed
 from padkern.data.dataset import Ragged
 from padkern.data.plan_reference import plan_arrays
 from padkern.data.random_streams import stream_seed
@@ -41,6 +42,7 @@ class BatchPlan:
             ascending order; item u has ``slots[role][starts[role][u]:starts[role][u + 1]]``.
         bins: ``[U]`` frequency bins.
         counts: ``[U]`` slots of each item over all roles.
+        valid: ``[T]`` bool, false for tokens that fill up a bucket; None: all are the batch's own.
     """
 
     users: np.ndarray
@@ -55,6 +57,7 @@ class BatchPlan:
     slots: tuple[Tensor, Tensor, Tensor]
     bins: Tensor
     counts: Tensor
+    valid: Tensor | None = None
 
     @property
     def local_inputs(self) -> PackedSequences:
@@ -173,10 +176,12 @@ class BatchPlanner:
         negatives: per token.
         seed: root of the random stream.
         phase: name of the phase.
+        bucket: tokens and items are filled up to multiples of this, see
+            :func:`padkern.data.buckets.bucketed`; None: not at all.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; all give the same numbers.
 
     Raises:
-        ValueError: an unknown backend, or ``negatives`` out of range.
+        ValueError: an unknown backend, or ``negatives`` or ``bucket`` out of range.
         RuntimeError: ``backend="native"`` cannot be used; the message says why.
     """
 
@@ -187,8 +192,11 @@ class BatchPlanner:
         negatives: int = 0,
         seed: int = 0,
         phase: str = "",
+        bucket: int | None = None,
         backend: str = "auto",
     ) -> None:
+        if bucket is not None and bucket < 1:
+            raise ValueError(f"bucket must be at least 1 or None, got {bucket}")
         if backend not in ("auto", "native", "reference"):
             raise ValueError(f"backend must be one of auto, native, reference, got {backend!r}")
         if not 0 <= negatives < 2**20:
@@ -202,6 +210,7 @@ class BatchPlanner:
             raise RuntimeError(f"backend='native' cannot be used: {reason}")
         self.source, self.negatives, self.seed, self.phase = source, negatives, seed, phase
         self.native = backend != "reference" and not reason
+        self.bucket = bucket
 
     def plan(self, users: np.ndarray, step: int) -> BatchPlan:
         """The plan of some users' batch.
@@ -225,7 +234,10 @@ class BatchPlanner:
         else:
             self._check(users)
             arrays = plan_arrays(self.source, users, self.negatives, key)
-        return self._assemble(users, arrays)
+        plan = self._assemble(users, arrays)
+        if self.bucket is None:
+            return plan
+        return bucketed(plan, self.source.max_len, self.bucket)
 
     def plans(self, batches: Iterable[tuple[np.ndarray, int]]) -> Iterator[BatchPlan]:
         """Plans of (users, step) in order, each made in a thread while the one before is used."""
@@ -329,7 +341,7 @@ class TrainBatches:
         seed: root of the order and of the negatives.
         phase: name of the phase, so that phases see different orders.
         negatives: sampled items per token.
-        backend: as in :class:`BatchPlanner`.
+        bucket, backend: as in :class:`BatchPlanner`.
 
     Raises:
         ValueError: ``batch_size`` below 1.
@@ -343,13 +355,14 @@ class TrainBatches:
         seed: int,
         phase: str,
         negatives: int = 0,
+        bucket: int | None = None,
         backend: str = "auto",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.rows = np.flatnonzero(source.train.lengths >= 2)
         self.planner = BatchPlanner(
-            source, negatives=negatives, seed=seed, phase=phase, backend=backend
+            source, negatives=negatives, seed=seed, phase=phase, bucket=bucket, backend=backend
         )
         self.batch_size, self.seed, self.phase = batch_size, seed, phase
 

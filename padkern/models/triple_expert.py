@@ -256,7 +256,9 @@ class ExpertModel(nn.Module):
         states = self.encode(tables, plan.local_inputs)
         bins = plan.bins if self.gate is None else self.bins(hidden).index_select(0, plan.unique)
         slots = (plan.target_rows, plan.negative_rows)
-        return self._gated_bce(tables, states, bins, *slots, positive_weight, items=plan.unique)
+        return self._gated_bce(
+            tables, states, bins, *slots, positive_weight, items=plan.unique, valid=plan.valid
+        )
 
     def _gated_bce(
         self,
@@ -267,9 +269,10 @@ class ExpertModel(nn.Module):
         negatives: Tensor,
         positive_weight: float,
         items: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """The gated loss; ``targets`` and ``negatives`` are rows of ``tables`` and ``bins``, those
-        of ``items``, by default of the whole catalogue."""
+        of ``items``, by default of the whole catalogue; of ``valid`` tokens alone."""
         if self.gate is None:
             weights, bins = states.new_ones(1, 1), torch.zeros_like(bins)
         else:
@@ -279,7 +282,7 @@ class ExpertModel(nn.Module):
         users = torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
         items = torch.stack([F.pad(table, (0, width - table.shape[1])) for table in tables])
         return gated_bce_loss(
-            users, items, weights, bins, targets, negatives,
+            users, items, weights, bins, targets, negatives, valid=valid,
             positive_weight=positive_weight, backend=self.backend,
         )  # fmt: skip
 

@@ -845,8 +845,8 @@ ALIGNMENT = (
     Mutant(
         "a_plan_reads_the_first_items_weights",
         "padkern/models/triple_expert.py",
-        "*slots, positive_weight, items=plan.unique",
-        "*slots, positive_weight, items=torch.arange(len(plan.unique))",
+        "positive_weight, items=plan.unique, valid",
+        "positive_weight, items=torch.arange(len(plan.unique)), valid",
         _select("test_gates", "loss_of_a_plan"),
     ),
 )
