@@ -27,6 +27,8 @@ DEMO_SET ?= model.max_len=50 text.pca=128 \
 DEMO_ARGS ?=
 
 TEST_ARGS ?=
+# Processes that share the tests.
+TEST_JOBS ?= 2
 BENCH_ARGS ?=
 # With a name, make bench and make gpu store their figures in benchmarks/results/<name>/, and
 # make bench-report reads them there; without one it reads every device's.
@@ -65,7 +67,7 @@ demo: $(STAMPS)/demo $(filter $(STAMPS)/minilm,$(STAMPS)/$(TEXT)) ## train PAD o
 	  $(if $(strip $(DEMO_SET)),--set $(DEMO_SET)) $(DEMO_ARGS)
 
 test: $(STAMPS)/test $(STAMPS)/demo ## run the tests on the built package
-	$(BIN)/pytest $(TEST_ARGS)
+	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal $(TEST_ARGS)
 
 bench: $(STAMPS)/bench ## measure the kernels against their reference and their peers
 	$(if $(BENCH_DEVICE),mkdir -p benchmarks/results/$(BENCH_DEVICE))
