@@ -85,7 +85,7 @@ def check_optional(
 def dense_rows(x: Tensor) -> Tensor:
     """``x``, detached, with a dense last dimension."""
     x = x.detach()
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def dense(x: Tensor | None) -> Tensor | None:

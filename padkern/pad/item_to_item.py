@@ -6,6 +6,8 @@ items never seen in training: these score 0. All sums are in a fixed order.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ __all__ = ["EASE", "ItemKNN", "ItemToItem"]
 MAX_DENSE_ITEMS = 20_000
 
 
-class ItemToItem:
+class ItemToItem(ABC):
     """Base of scorers whose score is a weighted sum over the history's distinct items.
 
     The state of a user is as wide as the catalogue: :func:`padkern.pad.evaluation.evaluate` ranks
@@ -73,9 +75,9 @@ class ItemToItem:
         every = np.arange(self.num_items + 1)
         return self.score_all(Ragged.from_lengths(every, np.ones_like(every))).double().T
 
+    @abstractmethod
     def score_all(self, history: Ragged) -> Tensor:
         """``[n, N + 1]`` scores of all items; column 0 is padding."""
-        raise NotImplementedError
 
     def _check_dense(self, name: str) -> None:
         if self.num_items > MAX_DENSE_ITEMS:

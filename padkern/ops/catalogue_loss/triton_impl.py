@@ -14,6 +14,7 @@ from torch import Tensor
 
 from padkern.ops.catalogue_loss.triton_gradient import gradient_kernel
 from padkern.ops.catalogue_loss.triton_kernels import combine_kernel, mass_kernel
+from padkern.ops.launch import dense_rows
 from padkern.ops.triton_interpreter import INTERPRET, guard
 
 # Counted on whatever the device, so that a result does not depend on it.
@@ -51,11 +52,6 @@ EASY_GRADIENT = {
 GRADIENT = EASY_GRADIENT | {"half": Tiles(64, 32, 64, 256, 8, 2)}
 
 
-def _dense_rows(x: Tensor) -> Tensor:
-    x = x.detach()
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
-
-
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach().contiguous()
 
@@ -78,7 +74,7 @@ class _Call:
         if not half:
             users, items = users.to(self.dtype), items.to(self.dtype)
         self.product = "half" if half else str(self.dtype).removeprefix("torch.")
-        self.users, self.items = _dense_rows(users), _dense_rows(items)
+        self.users, self.items = dense_rows(users), dense_rows(items)
         self.bias, self.candidates = _contiguous(bias), _contiguous(candidates)
         self.tokens, self.dim = users.shape
         self.rows = items.shape[0]

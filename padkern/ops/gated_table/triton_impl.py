@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from padkern.ops.launch import dense_rows
 from padkern.ops.triton_bins import bin_sums
 from padkern.ops.triton_interpreter import guard
 
@@ -92,11 +93,6 @@ def table_gradient_kernel(
     tl.store(inner_ptr + row, inner, mask=row < rows)
 
 
-def _dense_rows(x: Tensor) -> Tensor:
-    x = x.detach()
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
-
-
 def _tile(width: int) -> tuple[int, int]:
     columns = min(WIDEST, max(16, triton.next_power_of_2(width)))
     return ELEMENTS // columns, columns
@@ -104,7 +100,7 @@ def _tile(width: int) -> tuple[int, int]:
 
 def gated_table_triton(tables: Sequence[Tensor], gate: Tensor, item_bins: Tensor) -> Tensor:
     """``[N, sum d_e]`` of the dtype of ``gate``; the tables may have any float dtype."""
-    tables = [_dense_rows(table) for table in tables]
+    tables = [dense_rows(table) for table in tables]
     gate, item_bins = gate.detach().contiguous(), item_bins.contiguous()
     rows, width = item_bins.shape[0], sum(table.shape[1] for table in tables)
     out = torch.empty((rows, width), dtype=gate.dtype, device=gate.device)
@@ -139,7 +135,7 @@ def gated_table_grad_triton(
     d_out: Tensor, tables: Sequence[Tensor], gate: Tensor, item_bins: Tensor
 ) -> list[Tensor]:
     """Derivatives by each of the tables, then by the gate, of the dtype of ``gate``."""
-    tables, d_out = [_dense_rows(table) for table in tables], _dense_rows(d_out)
+    tables, d_out = [dense_rows(table) for table in tables], dense_rows(d_out)
     gate, item_bins = gate.detach().contiguous(), item_bins.contiguous()
     rows = item_bins.shape[0]
     derivatives = [torch.empty(x.shape, dtype=gate.dtype, device=gate.device) for x in tables]

@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from padkern.ops.launch import dense_rows
 from padkern.ops.triple_expert.triton_kernels import (
     item_kernel,
     piece_kernel,
@@ -27,11 +28,6 @@ STEP = 16  # slots, or pieces, added at a time
 ITEMS = 4  # per program
 
 
-def _dense_rows(x: Tensor) -> Tensor:
-    x = x.detach()
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
-
-
 class _Call:
     """One call: dense inputs, sizes and tiles. Arguments are those of the op."""
 
@@ -46,7 +42,7 @@ class _Call:
         valid: Tensor | None,
         positive_weight: float,
     ) -> None:
-        self.users, self.tables = _dense_rows(users), _dense_rows(item_tables)
+        self.users, self.tables = dense_rows(users), dense_rows(item_tables)
         self.gate, self.item_bins = gate.detach().contiguous(), item_bins.contiguous()
         self.positives, self.negatives = positives.contiguous(), negatives.contiguous()
         self.valid = None if valid is None else valid.contiguous()
