@@ -42,6 +42,8 @@ CPU_SUITES := $(filter-out $(GPU_SUITES),$(wildcard benchmarks/bench_*.py))
 # directory, and with it the unbuilt source tree, in front of it (Python 3.11 and later).
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Processes that share the processors (tests) must not spin while their threads wait.
+test: export OMP_WAIT_POLICY := PASSIVE
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps

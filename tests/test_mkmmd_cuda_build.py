@@ -98,7 +98,10 @@ def build(tmp_path_factory):
 @pytest.mark.slow
 def test_kernels_keep_within_registers_and_memory(build, record_property):
     for kernel in build.resources:
-        record_property(f"{kernel.name}<{kernel.arguments}> sm_{kernel.architecture}", kernel)
+        # As text: a property travels between processes where the tests are shared among several.
+        record_property(
+            f"{kernel.name}<{kernel.arguments}> sm_{kernel.architecture}", str(kernel)
+        )
     for architecture in ARCHITECTURES:
         kernels = [k for k in build.resources if k.architecture == architecture]
         assert {k.name for k in kernels} == {*PAIR_KERNELS, *OTHER_KERNELS}

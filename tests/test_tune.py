@@ -88,13 +88,18 @@ def test_spaces_are_around_the_configuration_and_fit_it():
     assert space["pretrain.lr"] == Range(low=1, high=2)
     with pytest.raises(UsageError, match=r"g: search\.model\.dropout: model\.dropout: Input"):
         space_of(("model.dropout",), config, read_search({"model.dropout": [0.1, 1.5]}, "g"), "g")
+    space, unknown = space_of(("rivals.null_dim",), config, {}, "g")
+    assert (space["rivals.null_dim"].choices, unknown) == ([16, 32, 48], [])
+    narrow = config.with_values({"model.dim": 2}, "g")
+    assert space_of(("rivals.null_dim",), narrow, {}, "g")[0]["rivals.null_dim"].choices == [1, 2]
     without = config.with_values({"align.gamma": 0.0}, "g")
     assert space_of(("align.gamma",), without, {}, "g")[1] == ["align.gamma"]
 
 
 def test_every_tunable_key_exists():
     for method in methods.METHODS.values():
-        space_of(method.tunable, RunConfig(), {}, "g")
+        space, unknown = space_of(method.tunable, RunConfig(), {}, "g")
+        assert (set(space), unknown) == (set(method.tunable), [])
 
 
 # ---- without optuna ------------------------------------------------------------------------------

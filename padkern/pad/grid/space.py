@@ -68,6 +68,8 @@ _FIXED = {
     "dropout": Range(low=0.0, high=0.5),
     "knn_decay": Range(low=0.3, high=1.0),
 }
+#: Keys that may not exceed the configured width of the models: shares of it.
+_SHARES = {"rivals.null_dim": (1 / 4, 1 / 2, 3 / 4)}
 
 
 def read_search(found: Mapping[str, Any], source: str) -> dict[str, Range]:
@@ -117,6 +119,9 @@ def space_of(
             space[key] = Range(low=value / factor, high=value * factor, scale="log")
         elif leaf in _FIXED:
             space[key] = _FIXED[leaf]
+        elif key in _SHARES:
+            widths = {max(round(share * config.model.dim), 1) for share in _SHARES[key]}
+            space[key] = Range(choices=sorted(widths))
         else:
             unknown.append(key)
             continue
