@@ -99,9 +99,7 @@ def build(tmp_path_factory):
 def test_kernels_keep_within_registers_and_memory(build, record_property):
     for kernel in build.resources:
         # As text: a property travels between processes where the tests are shared among several.
-        record_property(
-            f"{kernel.name}<{kernel.arguments}> sm_{kernel.architecture}", str(kernel)
-        )
+        record_property(f"{kernel.name}<{kernel.arguments}> sm_{kernel.architecture}", str(kernel))
     for architecture in ARCHITECTURES:
         kernels = [k for k in build.resources if k.architecture == architecture]
         assert {k.name for k in kernels} == {*PAIR_KERNELS, *OTHER_KERNELS}

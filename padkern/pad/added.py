@@ -14,6 +14,7 @@ from padkern.data.dataset import Dataset
 from padkern.models.growth import add_items
 from padkern.models.triple_expert import ExpertModel
 from padkern.pad.folder import RunFolder
+from padkern.pad.gate import fit_new_items, held_out
 
 if TYPE_CHECKING:
     from padkern.pad.stored import LoadedRun
@@ -29,11 +30,14 @@ def grown_run(
     *,
     vectors: np.ndarray | None = None,
     texts: Sequence[str] | None = None,
+    cold_tolerance: float | None = None,
     device: str = "cpu",
 ) -> LoadedRun:
     """A run whose catalogue has more items; see :meth:`padkern.pad.stored.LoadedRun.add_items`."""
     items = list(items)
     texts = None if texts is None else list(texts)
+    if cold_tolerance is not None and not 0 <= cold_tolerance < 1:
+        raise ValueError(f"cold_tolerance must be at least 0 and below 1, got {cold_tolerance}")
     _check_names(items, texts, run.dataset)
     if vectors is None:
         vectors = _embedded(run, texts, device)
@@ -47,7 +51,19 @@ def grown_run(
     raw = raw.astype(np.float32)
     if not np.isfinite(raw).all():
         raise ValueError("vectors must be finite, found NaN or Inf")
-    padded = np.concatenate([np.zeros((1, width), np.float32), raw])
+    texts = texts or [""] * len(items)
+    origin = run.origin or run
+    if run.added is not None:
+        # All from the run as trained: then it does not matter whether items come at once.
+        earlier = slice(-len(run.added), None)
+        raw = np.concatenate([run.added, raw])
+        items, texts = run.dataset.items[earlier] + items, run.dataset.texts[earlier] + texts
+    return _with_gate(_appended(origin, items, texts, raw), cold_tolerance)
+
+
+def _appended(run: LoadedRun, items: list[str], texts: list[str], raw: np.ndarray) -> LoadedRun:
+    """The run with items at the end of its catalogue, its gate as it was."""
+    padded = np.concatenate([np.zeros((1, raw.shape[1]), np.float32), raw])
     moved = torch.from_numpy(run.transform.apply(padded)[1:])
     count = len(items)
     before = run.dataset
@@ -60,21 +76,47 @@ def grown_run(
             items=before.items + items,
             sequences=before.sequences,
             timestamps=before.timestamps,
-            texts=before.texts + (texts or [""] * count),
+            texts=before.texts + texts,
             provenance=before.provenance,
         ),
         split=replace(run.split, train_frequency=frequency),
         bins=_grown_bins(run.bins, count),
         scorers={row: _grown(scorer, raw, moved) for row, scorer in run.scorers.items()},
-        added=raw if run.added is None else np.concatenate([run.added, raw]),
+        added=raw,
+        origin=run,
     )
+
+
+def _with_gate(grown: LoadedRun, cold_tolerance: float | None) -> LoadedRun:
+    """Fits the weights of unseen items in the grown model to the larger catalogue."""
+    config, model, origin = grown.config.disentangle.gate, grown.model, grown.origin
+    if config.learned != "heldout" or model.unseen_bin is None:
+        return grown
+    assert origin is not None  # _appended sets both
+    assert grown.added is not None
+    if cold_tolerance is not None:
+        config = config.model_copy(update={"cold_tolerance": cold_tolerance})
+    seen = origin.split.train_frequency > 0
+    before = origin.model
+    logit = fit_new_items(
+        before, held_out(before, grown.split.valid, seen), config,
+        share=len(grown.added) / grown.dataset.num_items, seed=grown.config.seed,
+        mask_repeats=grown.config.evaluation.mask_repeats,
+    )  # fmt: skip
+    _set_unseen(model, logit[model.gate.unseen_row(model.unseen_bin)])
+    return grown
+
+
+@torch.no_grad()
+def _set_unseen(model: ExpertModel, weights: torch.Tensor) -> None:
+    model.gate.logit[model.gate.unseen_row(model.unseen_bin)] = weights
 
 
 def store_added(folder: RunFolder, run: LoadedRun) -> None:
     """Writes the added items into the run's folder; `load_run` then gives the grown run.
 
     The folder keeps the weights as they were trained and, beside them, ids, texts and raw vectors
-    of all items added so far.
+    of all items added so far, and the gate's weights of unseen items.
 
     Raises:
         ValueError: nothing was added.
@@ -83,7 +125,12 @@ def store_added(folder: RunFolder, run: LoadedRun) -> None:
         raise ValueError("run must have added items (LoadedRun.add_items), it has none")
     count = len(run.added)
     names = {"items": run.dataset.items[-count:], "texts": run.dataset.texts[-count:]}
-    folder.save_tensors(_NAME, {"vectors": torch.from_numpy(run.added)}, names)
+    tensors = {"vectors": torch.from_numpy(run.added)}
+    model = run.model
+    if model.unseen_bin is not None:
+        row = model.gate.unseen_row(model.unseen_bin)
+        tensors["unseen_logit"] = model.gate.logit.detach()[row].cpu().contiguous()
+    folder.save_tensors(_NAME, tensors, names)
 
 
 def load_added(folder: RunFolder, run: LoadedRun) -> LoadedRun:
@@ -91,8 +138,11 @@ def load_added(folder: RunFolder, run: LoadedRun) -> LoadedRun:
     if not folder.has(_NAME):
         return run
     tensors, names = folder.load_tensors(_NAME)
-    vectors = tensors["vectors"].numpy()
-    return grown_run(run, names["items"], vectors=vectors, texts=names["texts"])
+    grown = _appended(run, names["items"], names["texts"], tensors["vectors"].numpy())
+    if "unseen_logit" not in tensors:  # stored before the gate was fitted to added items
+        return _with_gate(grown, None)
+    _set_unseen(grown.model, tensors["unseen_logit"])
+    return grown
 
 
 def _check_names(items: list[str], texts: list[str] | None, dataset: Dataset) -> None:

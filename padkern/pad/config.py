@@ -127,6 +127,8 @@ class PhaseConfig(Section):
     select: Literal["ndcg@10", "hit@10"] = Field("ndcg@10", description="stops and selects")
 
 
+#: Experts of PAD, in the order of the gate's columns.
+EXPERTS: tuple[Literal["rec", "aligned", "language"], ...] = ("rec", "aligned", "language")
 _ALPHAS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
 
@@ -135,6 +137,7 @@ class AlignConfig(PhaseConfig):
 
     loss: Literal["mkmmd", "infonce", "coral", "cosine", "mse", "none"] = "mkmmd"
     gamma: float = Field(1.0, ge=0, description="weight of the alignment loss")
+    anchor: float = Field(1.0, ge=0, description="weight of the recommendation loss beside it")
     mmd_rows: Literal["unique_items", "all_slots"] = Field(
         "unique_items", description="rows that the alignment loss compares"
     )
@@ -161,6 +164,8 @@ class AlignConfig(PhaseConfig):
     def _loss_fits(self) -> AlignConfig:
         if self.kernel == "energy" and self.alphas != _ALPHAS:
             raise _unfit("kernel energy has no bandwidth and takes no alphas")
+        if not (self.anchor or self.aligns):
+            raise _unfit("anchor 0 without an alignment loss leaves nothing to train")
         if self.loss == "infonce" and self.mmd_rows == "all_slots":
             raise _unfit(
                 "loss infonce takes each item once: mmd_rows must be unique_items, got all_slots"
@@ -209,6 +214,16 @@ class PadConfig(PhaseConfig):
 
     gate: GateConfig = GateConfig()
     start_language: Literal["trained", "random"] = "trained"
+    experts: tuple[Literal["rec", "aligned", "language"], ...] = Field(
+        EXPERTS, min_length=2, description="which of the three, in this order"
+    )
+
+    @field_validator("experts")
+    @classmethod
+    def _in_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names != tuple(name for name in EXPERTS if name in names):
+            raise _unfit(f"each of {', '.join(EXPERTS)} at most once, in this order")
+        return names
 
 
 class LossConfig(Section):
@@ -367,6 +382,8 @@ _LATER = (
     "align.loss",
     "align.kernel",
     "align.temperature",
+    "align.anchor",
+    "disentangle.experts",
     "disentangle.gate.knots",
     "disentangle.gate.pull",
     "disentangle.gate.fit_hide",

@@ -6,14 +6,18 @@ experts have not been trained on (the validation targets), everything else froze
 training interaction get a bin of their own, and one rule more: cross-entropy fits how many unseen
 items are wanted, which is few, and so pushes all of them down. Their weights are therefore raised
 together as far as the ranking of *all* validation targets does not pay more than
-``cold_tolerance``. The comparison of the ways to learn a gate stands in ``docs/gate.md``.
+``cold_tolerance``. That price depends on how many items are unseen: when items are added after
+training, the row of unseen items is fitted anew for the larger catalogue (:func:`fit_new_items`).
+The comparison of the ways to learn a gate stands in ``docs/gate.md``.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +36,8 @@ from padkern.pad.significance import metric_values
 CHUNK = 256
 #: Factors on the unseen bin's weights that are tried, ascending.
 UNSEEN_FACTORS = tuple(1.1**step for step in range(11))
+#: Bounds on the share of items that :func:`fit_new_items` hides.
+_NEW_LEAST, _NEW_MOST = 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,86 @@ def fit_gate(
     if gate.form == "uniform":
         return gate.logit.detach()
     users = np.arange(len(data.split)) if users is None else users
+
+    def hide(step: int) -> Tensor | None:
+        return _hidden(data, config, seed, step)
+
+    _descend(gate, model, data, config, users, hide, (seed, "gate"))
+    if config.cold_tolerance > 0 and gate.form != "sigmoid":
+        _raise_unseen(gate, model, data, users, config.cold_tolerance, mask_repeats)
+    return gate.logit.detach()
+
+
+def fit_new_items(
+    model: ExpertModel,
+    data: HeldOut,
+    config: GateConfig,
+    *,
+    share: float,
+    seed: int,
+    mask_repeats: bool = True,
+) -> Tensor:
+    """Gate table for a catalogue of which a share is new: the unseen row is fitted anew.
+
+    The raise of :func:`fit_gate` is paid for by the unseen items of the catalogue, which may be a
+    handful; the same weights on many added items would fill the lists with them. So arrivals are
+    simulated: in every step a random ``share`` of the *seen* items is treated as unseen, and their
+    targets, which real new items would have too, decide on the row. It is then raised within
+    ``cold_tolerance`` while one such draw is hidden.
+
+    Args:
+        model: gives bins and the fitted gate; not changed.
+        data: see :func:`held_out`, with ``rare`` every seen item.
+        config: steps, learning rate and tolerance of the fit.
+        share: of the catalogue that is new, from 0 to 1; taken as at least 5 % and at most 50 %,
+            because few items have too few targets to fit on and more leave too little of the rest.
+        seed: root of the draws.
+        mask_repeats: as in :func:`fit_gate`.
+
+    Returns:
+        Logits like :func:`fit_gate`; only the row of unseen items differs from the model's. The
+        model's own where there is no such row, nothing is learned or there is no target.
+    """
+    gate = copy.deepcopy(model.gate)
+    if gate.form == "uniform" or model.unseen_bin is None or not len(data.split):
+        return gate.logit.detach()
+    rare = data.rare
+    if rare is None:
+        raise ValueError("data must be held out with the items that may be hidden (rare)")
+    row = gate.unseen_row(model.unseen_bin)
+    with torch.no_grad():
+        gate.logit[row] = gate.fresh()[row]
+    users, share = np.arange(len(data.split)), min(max(share, _NEW_LEAST), _NEW_MOST)
+
+    def hide(step: int) -> Tensor:
+        return _drawn(rare, share, seed, "gate/new", step)
+
+    _descend(gate, model, data, config, users, hide, (seed, "gate/arrivals"), row=row)
+    if config.cold_tolerance > 0 and gate.form != "sigmoid":
+        _raise_unseen(
+            gate, model, data, users, config.cold_tolerance, mask_repeats, hide(config.steps)
+        )
+    return gate.logit.detach()
+
+
+@torch.enable_grad()
+def _descend(
+    gate: Any,
+    model: ExpertModel,
+    data: HeldOut,
+    config: GateConfig,
+    users: np.ndarray,
+    hide: Callable[[int], Tensor | None],
+    stream: tuple[int, str],
+    row: int | None = None,
+) -> None:
+    """Minimises the cross-entropy of the targets over the gate, or over one row of its table."""
     device = model.text.device
     optimizer = torch.optim.Adam(gate.parameters(), lr=config.lr)
     targets = torch.from_numpy(data.split.targets).to(device)
     candidates = torch.arange(1, model.num_items + 1, device=device)  # all but padding
     for step in range(config.steps if len(users) else 0):
-        rng = np.random.default_rng(stream_key(seed, "gate", step))
+        rng = np.random.default_rng(stream_key(*stream, step))
         chosen = rng.choice(users, min(config.users_per_step, len(users)), replace=False)
         history = data.split.history.take(chosen)
         for group in optimizer.param_groups:
@@ -127,28 +207,34 @@ def fit_gate(
         optimizer.zero_grad(set_to_none=True)
         loss = catalogue_cross_entropy(
             data.states[chosen],
-            _folded(gate, model, data, _hidden(data, config, seed, step)),
+            _folded(gate, model, data, hide(step)),
             targets[chosen],
             candidates=candidates,
             excluded_values=torch.from_numpy(history.values).to(device),
             excluded_offsets=torch.from_numpy(history.offsets).to(device),
             backend=model.backend,
         )
-        if gate.form == "per_item":
+        if gate.form == "per_item" and row is None:
             loss = loss + config.pull * gate.spread()
         loss.backward()
+        if row is not None and gate.logit.grad is not None:
+            # Adam leaves a number whose gradient was always zero where it is.
+            others = torch.arange(len(gate.logit), device=device) != row
+            gate.logit.grad[others] = 0
         optimizer.step()
-    if config.cold_tolerance > 0 and gate.form != "sigmoid":
-        _raise_unseen(gate, model, data, users, config.cold_tolerance, mask_repeats)
-    return gate.logit.detach()
 
 
 def _hidden(data: HeldOut, config: GateConfig, seed: int, step: int) -> Tensor | None:
     if data.rare is None or config.fit_hide == 0:
         return None
-    rng = np.random.default_rng(stream_key(seed, "gate/hide", step))
-    drawn = torch.from_numpy(rng.random(len(data.rare)) < config.fit_hide)
-    return data.rare & drawn.to(data.rare.device)
+    return _drawn(data.rare, config.fit_hide, seed, "gate/hide", step)
+
+
+def _drawn(rare: Tensor, share: float, seed: int, stream: str, step: int) -> Tensor:
+    """``[N + 1]`` bool, a random share of the items that may be hidden."""
+    rng = np.random.default_rng(stream_key(seed, stream, step))
+    drawn = torch.from_numpy(rng.random(len(rare)) < share)
+    return rare & drawn.to(rare.device)
 
 
 def _folded(
@@ -172,15 +258,16 @@ def _raise_unseen(
     users: np.ndarray,
     tolerance: float,
     mask_repeats: bool,
+    hidden: Tensor | None = None,
 ) -> None:
     """Largest factor on the unseen bin whose NDCG@10 over all users stays within tolerance."""
     unseen_bin = model.unseen_bin
     if unseen_bin is None:
         return
-    unseen = (model.item_bins == unseen_bin)[:, None]
+    unseen = (model.bins(hidden) == unseen_bin)[:, None]
     if not (len(users) and bool(unseen.any())):
         return  # every factor would do as well, and the largest is no answer
-    folded = _folded(gate, model, data)
+    folded = _folded(gate, model, data, hidden)
     states, history = data.states[users], data.split.history.take(users)
     # Popular items first: most users are then known to miss the first ten after a few items.
     popular = np.argsort(-np.bincount(history.values, minlength=len(folded))[1:], kind="stable") + 1

@@ -83,9 +83,11 @@ def _aligned(phases: Phases) -> Scorer:
 
 
 def _pad(phases: Phases) -> Scorer:
+    config = phases.config.disentangle
     pretrained, _ = phases.pretrain()
-    aligned, _ = phases.align(pretrained)
-    warm = phases.config.disentangle.start_language == "trained"
+    # Without the aligned expert nothing is taken from phase 2.
+    aligned = phases.align(pretrained)[0] if "aligned" in config.experts else pretrained
+    warm = config.start_language == "trained" and "language" in config.experts
     return phases.disentangle(pretrained, aligned, phases.language()[0] if warm else None)[0]
 
 

@@ -133,14 +133,26 @@ class Phases:
         num_items = self.text.shape[0] - 1
         item_bins = torch.from_numpy(self.bins.item_bins)
         if row == "pad":
-            gate = self.config.disentangle.gate
-            net: ExpertModel = TripleExpert(
-                num_items, self.text, item_bins, unseen_bin=self.bins.unseen_bin,
-                gate_form=gate.form, gate_knots=gate.knots,
-                train_frequency=torch.from_numpy(self.train_frequency), **options,
-            )  # fmt: skip
-            if net.gate.form == "sigmoid":
-                net.gate.reset_parity()
+            gate, names = self.config.disentangle.gate, self.config.disentangle.experts
+            of_gate: dict[str, Any] = {
+                "unseen_bin": self.bins.unseen_bin,
+                "gate_form": gate.form,
+                "gate_knots": gate.knots,
+                "train_frequency": torch.from_numpy(self.train_frequency),
+            }
+            net: ExpertModel
+            if names == TripleExpert.NAMES:
+                net = TripleExpert(num_items, self.text, item_bins, **of_gate, **options)
+                if net.gate.form == "sigmoid":
+                    net.gate.reset_parity()
+            else:
+                kinds = zip(TripleExpert.NAMES, ("id", "fused", "text"), strict=True)
+                experts: dict[str, nn.Module] = {
+                    name: build_expert(kind, num_items, self.text, **options)
+                    for name, kind in kinds
+                    if name in names
+                }
+                net = ExpertModel(experts, self.text, item_bins, **of_gate)
         else:
             name, kind = {
                 "pretrain": ("rec", "id"),
@@ -207,7 +219,7 @@ class Phases:
         return model, self._fit(model, name)
 
     def align(self, pretrained: ExpertModel) -> tuple[ExpertModel, FitResult]:
-        """Phase 2: recommendation loss as anchor + gamma * alignment of projected text and IDs.
+        """Phase 2: anchor * recommendation loss + gamma * alignment of projected text and IDs.
 
         ``align.start`` says what comes from phase 1: ``copy`` takes ID vectors and encoder (the
         authors' way; the copied IDs are then the alignment's other side and move too), ``encoder``
@@ -227,11 +239,11 @@ class Phases:
             tables = model.tables()
             recommendation = self._loss(model, batch, step, "aligned", tables)
             if not config.aligns:
-                return recommendation
+                return config.anchor * recommendation
             ids = expert.tower.id if config.start == "copy" else target
             groups = self._mmd_rows(batch, step, config)
             if not groups:
-                return recommendation
+                return config.anchor * recommendation
             losses = []
             for rows in groups:
                 vectors = ids.index_select(0, rows)
@@ -239,7 +251,7 @@ class Phases:
                 vectors = torch.where((rows == 0)[:, None], vectors.detach(), vectors)
                 words = expert.tower.projected_text(model.text.index_select(0, rows))
                 losses.append(alignment_loss(words, vectors, config))
-            return recommendation + config.gamma * torch.stack(losses).mean()
+            return config.anchor * recommendation + config.gamma * torch.stack(losses).mean()
 
         return model, self._fit(model, "aligned", loss)
 
@@ -247,6 +259,8 @@ class Phases:
         self, pretrained: ExpertModel, aligned: ExpertModel, language: ExpertModel | None
     ) -> tuple[ExpertModel, FitResult]:
         """Phase 3: the triple expert, started from the phases before.
+
+        ``disentangle.experts`` may leave one of the three out (an ablation).
 
         Args:
             pretrained: gives the recommendation expert.
@@ -258,7 +272,8 @@ class Phases:
         parts = {"rec": pretrained, "aligned": aligned}
         if language is not None:
             parts["language"] = language
-        for name, part in parts.items():
+        for name in parts.keys() & set(config.experts):
+            part = parts[name]
             model.experts[name].load_state_dict(part.experts[name].state_dict())
         learned = config.gate.learned
         if learned == "heldout":

@@ -117,6 +117,7 @@ class LoadedRun:
         text_source: encoder or matrix file of the run, None where it is not recorded.
         added: float32 ``[M, E]`` raw vectors of the items added after training, the last M of the
             catalogue; None: none.
+        origin: the run as trained, where items were added.
     """
 
     dataset: Dataset
@@ -127,6 +128,7 @@ class LoadedRun:
     transform: FittedTransform
     text_source: str | None = None
     added: np.ndarray | None = None
+    origin: LoadedRun | None = None
 
     @property
     def model(self) -> ExpertModel:
@@ -166,27 +168,36 @@ class LoadedRun:
         *,
         vectors: np.ndarray | None = None,
         texts: Sequence[str] | None = None,
+        cold_tolerance: float | None = None,
         device: str = "cpu",
     ) -> LoadedRun:
-        """A run whose catalogue has M more items, known by text alone; nothing is trained.
+        """A run whose catalogue has M more items, known by text alone; no expert is trained.
 
         They pass through the run's own text transform and get zero ID vectors and the bin of unseen
-        items: what every row gives an item that nobody took in training. Scores of the old items do
-        not change by a bit. Internal ids go on after the old ones.
+        items: what every row gives an item that nobody took in training. A held-out gate's weights
+        of unseen items are fitted to the larger catalogue
+        (:func:`padkern.pad.gate.fit_new_items`). Scores of items seen in training do not change by
+        a bit. Internal ids go on after the old ones; adding in parts or at once is the same.
 
         Args:
             items: external ids, new to the run.
             vectors: float ``[M, E]`` as the run's encoder gives them; default: ``texts``, embedded
                 by the run's encoder.
             texts: shown in recommendations; needed where ``vectors`` are not given.
+            cold_tolerance: relative NDCG@10 of the validation targets that raising unseen items
+                may cost, the price of showing more of them; default: as configured.
             device: of the encoder.
 
         Raises:
             ValueError: an id that is known, empty or there twice, vectors of another shape or with
-                NaN or Inf, or neither vectors nor an encoder to make them.
+                NaN or Inf, neither vectors nor an encoder to make them, or a tolerance out of
+                [0, 1).
             EnvError: the encoder cannot be used.
         """
-        return grown_run(self, items, vectors=vectors, texts=texts, device=device)
+        return grown_run(
+            self, items, vectors=vectors, texts=texts,
+            cold_tolerance=cold_tolerance, device=device,
+        )  # fmt: skip
 
     @torch.no_grad()
     def recommend(self, history_ids: list[int], k: int = 10) -> list[dict[str, Any]]:

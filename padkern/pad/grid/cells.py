@@ -21,6 +21,7 @@ import numpy as np
 
 from padkern.errors import CheckpointError, EnvError
 from padkern.pad.folder import RunFolder
+from padkern.pad.grid.shared import adopt, publish
 from padkern.pad.grid.spec import Cell, DatasetEntry
 from padkern.pad.progress import Reporter
 from padkern.pad.tensor_files import MANIFEST, plain, reason, sync_folder, write_file
@@ -54,7 +55,8 @@ class Result:
         cell: what it is the result of.
         metrics: split -> group -> metric -> value, as :meth:`Evaluation.metrics` gives them.
         ranks: split -> column (user, target, frequency, history_length, rank) -> array ``[n]``.
-        seconds: training and evaluation, of the last attempt if it was interrupted.
+        seconds: training and evaluation, of the last attempt if it was interrupted; phases taken
+            from other cells count with what their training took there.
     """
 
     cell: Cell
@@ -114,16 +116,19 @@ def run_cell(cell: Cell, root: Path, *, device: str, reporter: Reporter) -> None
     resumed = work.is_dir()
     began = time.perf_counter()
     with RunFolder(work) as folder:
+        adopted = adopt(cell, root, folder, device)
         dataset, evaluations = train_and_rank(
             cell, root, device=device, reporter=reporter, folder=folder
         )
+        publish(cell, root, folder, device)
     facts = {
         "dataset": cell.dataset,
         "label": cell.label,
         "method": cell.method,
         "seed": cell.seed,
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - began + sum(adopted.values()),
         "resumed": resumed,
+        "phases_of_other_cells": adopted,
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": {"padkern": __version__, "torch": torch.__version__},

@@ -1,0 +1,105 @@
+"""Phases that several cells of a grid have in common, trained once.
+
+``pad`` needs the phases that ``pretrain``, ``text`` and ``aligned`` are; under the same data, seed
+and configuration they end with the same bits. A finished cell leaves the last checkpoint of these
+phases under ``phases``, and a cell that needs one resumes from it as from its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from padkern.errors import CheckpointError
+from padkern.pad.folder import RunFolder
+from padkern.pad.grid.spec import Cell, digest
+
+__all__ = ["SHARED", "adopt", "phase_name", "publish"]
+
+#: Method -> phases that it trains and others may too.
+SHARED = {
+    "pretrain": ("pretrain",),
+    "text": ("text",),
+    "aligned": ("pretrain", "aligned"),
+    "pad": ("pretrain", "aligned", "text"),
+}
+#: Parts of the configuration that a phase does not read.
+_UNREAD = {
+    "pretrain": ("language", "id_plus_text", "align", "disentangle", "rivals"),
+    "text": ("pretrain", "id_plus_text", "align", "disentangle", "rivals"),
+    "aligned": ("language", "id_plus_text", "disentangle", "rivals"),
+}
+
+
+def phase_name(cell: Cell, phase: str, device: str) -> str:
+    """Folder of a phase: unlike that of any other that may end with other bits."""
+    import torch
+
+    config = cell.config.model_dump(mode="json", exclude=set(_UNREAD[phase]))
+    del config["evaluation"]["resamples"]
+    facts = [phase, cell.data_id, config, device, torch.get_num_threads()]
+    return f"{cell.dataset}--{phase}--seed-{cell.seed}--{digest(facts)}"
+
+
+def adopt(cell: Cell, root: Path, folder: RunFolder, device: str) -> dict[str, float]:
+    """Puts the phases that are there into a cell's working folder.
+
+    Args:
+        cell: about to be trained.
+        root: folder of the comparison.
+        folder: working folder of the cell; a phase that it has is left alone.
+        device: of the cell.
+
+    Returns:
+        Seconds that the training of each adopted phase took.
+    """
+    taken: dict[str, float] = {}
+    for phase in SHARED.get(cell.method, ()):
+        source = _place(root, phase_name(cell, phase, device))
+        where = f"checkpoints/{phase}"
+        if folder.has(where) or not source.is_dir():
+            continue
+        target = folder.file(where)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(source, target)
+        try:
+            _, meta = folder.load_tensors(where)
+        except CheckpointError:
+            # Whatever broke it, training it again is always right.
+            folder.remove(where)
+            shutil.rmtree(source, ignore_errors=True)
+            continue
+        taken[phase] = float(meta["seconds"])
+    return taken
+
+
+def publish(cell: Cell, root: Path, folder: RunFolder, device: str) -> None:
+    """Leaves the phases of a cell that is finished for others.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    for phase in SHARED.get(cell.method, ()):
+        target = _place(root, phase_name(cell, phase, device))
+        source = folder.file(f"checkpoints/{phase}")
+        if source.is_dir() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(source, target)
+
+
+def _place(root: Path, name: str) -> Path:
+    return root / "phases" / name
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a folder so that it appears whole or not at all."""
+    stage = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    shutil.rmtree(stage, ignore_errors=True)
+    try:
+        shutil.copytree(source, stage)
+        os.rename(stage, target)
+    except OSError:
+        shutil.rmtree(stage, ignore_errors=True)
+        if not target.exists():  # else another process was first
+            raise

@@ -1,0 +1,113 @@
+"""Phases that several cells of a grid need are trained once, with the bits of a cell of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from padkern.pad.grid.runner import compare
+from padkern.pad.grid.shared import SHARED
+from padkern.pad.methods import METHODS
+from padkern.pad.progress import Reporter
+
+SMALL = (
+    "{model: {dim: 8, num_layers: 1}, text.pca: 4, pretrain.epochs: 2, language.epochs: 1,"
+    " align.epochs: 1, disentangle.epochs: 1, disentangle.gate.steps: 3, evaluation.resamples: 100}"
+)
+
+
+class Epochs(Reporter):
+    """Counts the epochs of every phase."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, int] = {}
+
+    def end_epoch(self, record) -> None:
+        self.of[record["phase"]] = self.of.get(record["phase"], 0) + 1
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shop")
+    rng = np.random.default_rng(0)
+    names = [f"i{k}" for k in range(24)]
+    (folder / "items.tsv").write_text(
+        "item\ttext\n" + "".join(f"{name}\tkind {k % 4}\n" for k, name in enumerate(names))
+    )
+    rows = ["user\titems\n"]
+    for user in range(30):
+        chosen = rng.permutation(np.arange(user % 4, 24, 4))[: rng.integers(4, 7)]
+        rows.append(f"u{user}\t{' '.join(names[k] for k in chosen)}\n")
+    (folder / "sequences.tsv").write_text("".join(rows))
+    matrix = np.hstack([np.eye(4)[np.arange(24) % 4], 0.3 * rng.normal(size=(24, 4))])
+    np.save(folder / "text.npy", matrix.astype(np.float32))
+    (folder / "text.items.txt").write_text("".join(f"{name}\n" for name in names))
+    return folder
+
+
+def write(shop: Path, path: Path, chosen: str) -> Path:
+    data = f"{{data: {shop}, text: {shop / 'text.npy'}}}"
+    path.write_text(f"datasets:\n  s: {data}\nmethods: {chosen}\nseeds: [1]\nset: {SMALL}\n")
+    return path
+
+
+def ranks(out: Path, label: str) -> dict[str, bytes]:
+    [cell] = (out / "cells").glob(f"s--{label}--*")
+    return {part: (cell / f"ranks_{part}.parquet").read_bytes() for part in ("valid", "test")}
+
+
+def test_a_phase_is_trained_once_and_gives_the_same_bits(shop, tmp_path):
+    grid = write(shop, tmp_path / "all.yaml", "[pretrain, text, aligned, pad]")
+    reporter = Epochs()
+    compare(grid, tmp_path / "all", device="cpu", reporter=reporter)
+    assert reporter.of == {"pretrain": 2, "text": 1, "aligned": 1, "pad": 1}
+    alone = write(shop, tmp_path / "pad.yaml", "[pad]")
+    compare(alone, tmp_path / "alone", device="cpu")
+    assert ranks(tmp_path / "all", "pad") == ranks(tmp_path / "alone", "pad")
+    [cell] = (tmp_path / "all" / "cells").glob("s--pad--*")
+    facts = json.loads((cell / "cell.json").read_text())
+    assert sorted(facts["phases_of_other_cells"]) == ["aligned", "pretrain", "text"]
+    assert facts["seconds"] > sum(facts["phases_of_other_cells"].values()) > 0
+
+
+def test_only_what_a_phase_reads_keeps_it_apart(shop, tmp_path):
+    grid = write(
+        shop, tmp_path / "grid.yaml",
+        "{aligned: {}, weak: {method: aligned, set: {align.gamma: 100}},"
+        " slow: {method: aligned, set: {pretrain.lr: 0.001}},"
+        " pad: {set: {disentangle.lr: 0.01}}}",
+    )  # fmt: skip
+    reporter = Epochs()
+    compare(grid, tmp_path / "out", device="cpu", reporter=reporter)
+    # weak has a phase 2 of its own, slow a phase 1 and so a phase 2; pad shares both of aligned.
+    assert reporter.of == {"pretrain": 4, "aligned": 3, "text": 1, "pad": 1}
+    kept = [path.name.split("--")[1] for path in (tmp_path / "out" / "phases").iterdir()]
+    assert sorted(kept) == ["aligned"] * 3 + ["pretrain"] * 2 + ["text"]
+
+
+def test_a_damaged_phase_is_trained_again(shop, tmp_path):
+    grid = write(shop, tmp_path / "grid.yaml", "[pretrain]")
+    compare(grid, tmp_path / "out", device="cpu")
+    before = ranks(tmp_path / "out", "pretrain")
+    [phase] = (tmp_path / "out" / "phases").iterdir()
+    file = phase / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-8] + b"12345678")
+    [cell] = (tmp_path / "out" / "cells").iterdir()
+    (cell / "metrics.json").unlink()
+    reporter = Epochs()
+    table = compare(grid, tmp_path / "out", device="cpu", reporter=reporter)
+    assert table["cells"] == {"finished": 1, "failed": 0}
+    assert reporter.of == {"pretrain": 2}
+    assert ranks(tmp_path / "out", "pretrain") == before
+    (tmp_path / "out" / "cells" / cell.name / "metrics.json").unlink()
+    reporter = Epochs()
+    compare(grid, tmp_path / "out", device="cpu", reporter=reporter)
+    assert reporter.of == {}
+    assert ranks(tmp_path / "out", "pretrain") == before
+
+
+def test_shared_phases_belong_to_methods():
+    assert set(SHARED) <= set(METHODS)
