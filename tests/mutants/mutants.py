@@ -753,6 +753,20 @@ GRID = (
         "if len(data) < 0:",
         _select("test_compare", "changed_result"),
     ),
+    Mutant(
+        "phases_are_shared_whatever_their_configuration",
+        "padkern/pad/grid/shared.py",
+        "facts = [phase, cell.data_id, config, device, torch.get_num_threads()]",
+        "facts = [phase, cell.data_id, device, torch.get_num_threads()]",
+        _select("test_shared_phases", "keeps_it_apart"),
+    ),
+    Mutant(
+        "a_damaged_phase_stays",
+        "padkern/pad/grid/shared.py",
+        "shutil.rmtree(source, ignore_errors=True)\n            continue",
+        "continue",
+        _select("test_shared_phases", "damaged"),
+    ),
 )
 
 EXPERTS = (
@@ -873,6 +887,20 @@ COLD = (
         "int(model.item_bins.max()) if unseen_bin is None else unseen_bin",
         "1",
         _select("test_cold", "unseen_item_of_the_catalogue"),
+    ),
+    Mutant(
+        "new_items_keep_the_raise_of_the_old_catalogue",
+        "padkern/pad/gate.py",
+        "gate.logit[row] = gate.fresh()[row]",
+        "gate.logit[row] = gate.logit[row]",
+        _select("test_new_items_gate", "fitted_anew"),
+    ),
+    Mutant(
+        "new_items_move_the_whole_gate",
+        "padkern/pad/gate.py",
+        "gate.logit.grad[others] = 0",
+        "gate.logit.grad[others] *= 1",
+        _select("test_new_items_gate", "fitted_anew"),
     ),
     Mutant(
         "text_knn_moves_its_mean",

@@ -102,7 +102,9 @@ class Catalog:
     def of(cls, path: Path, names: list[pa.Array], texts: list[list[str]]) -> Catalog:
         """From the pieces of all files."""
         all_names = pa.chunked_array(names, pa.string()).combine_chunks()
-        all_texts = pa.chunked_array([pa.array(part, pa.string()) for part in texts], pa.string())
+        # Beyond 2 GiB of texts, offsets of 32 bits would not do.
+        kind = pa.large_string()
+        all_texts = pa.chunked_array([pa.array(part, kind) for part in texts], kind)
         codes = all_names.dictionary_encode().indices.to_numpy()
         # The first appearance in the reversed order is the last one.
         _, from_end = np.unique(codes[::-1], return_index=True)
@@ -114,7 +116,7 @@ class Catalog:
         """With the names it lacks at its end, in order, without a text."""
         unknown = names.filter(pa.array(lookup(names, self.names) < 0))
         unknown = unknown.take(pa.array(in_order(unknown)))
-        texts = pa.array([""] * len(unknown), pa.string())
+        texts = pa.array([""] * len(unknown), self.texts.type)
         return Catalog(
             self.path,
             pa.concat_arrays([self.names, unknown]),
