@@ -1,10 +1,10 @@
-"""Computes the tables of a named grid and, if asked, puts them into a document.
+"""Computes the tables of named grids and, if asked, puts them into a document.
 
     python python/reproduce.py smoke --out runs/smoke
-    python python/reproduce.py default --out runs/default --docs docs/results.md
+    python python/reproduce.py default more ablation backbones --out runs --docs docs/comparison.md
 
-A call continues what an earlier one left in the folder. At the end it says what was computed and
-what was left out.
+Several grids get a folder each under ``--out``. A call continues what an earlier one left there. At
+the end it says what was computed and what was left out.
 """
 
 from __future__ import annotations
@@ -53,27 +53,31 @@ def insert(document: str, name: str, markdown: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     names = sorted(path.stem for path in GRIDS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("grid", choices=names, help="file in python/grids")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the comparison")
-    parser.add_argument("--budget", type=float, help="minutes")
+    parser.add_argument("grids", nargs="+", choices=names, help="files in python/grids")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the comparison(s)")
+    parser.add_argument("--budget", type=float, help="minutes for each grid")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--docs", type=Path, help="Markdown file to put the tables into")
     options = parser.parse_args(argv)
-    try:
-        table = compare(
-            GRIDS / f"{options.grid}.yaml", options.out, budget=options.budget,
-            jobs=options.jobs, device=options.device, reporter=make_reporter(),
-        )  # fmt: skip
-    except PadkernError as error:
-        print(f"reproduce: error: {error}", file=sys.stderr)
-        return error.exit_code
-    print("\n".join(summary(table)))
-    if options.docs:
-        markdown = (options.out / "table.md").read_text(encoding="utf-8")
-        document = options.docs.read_text(encoding="utf-8")
-        options.docs.write_text(insert(document, options.grid, markdown), encoding="utf-8")
-    return 1 if table["failed"] else 0
+    failed = 0
+    for name in options.grids:
+        out = options.out if len(options.grids) == 1 else options.out / name
+        try:
+            table = compare(
+                GRIDS / f"{name}.yaml", out, budget=options.budget,
+                jobs=options.jobs, device=options.device, reporter=make_reporter(),
+            )  # fmt: skip
+        except PadkernError as error:
+            print(f"reproduce: error: {error}", file=sys.stderr)
+            return error.exit_code
+        print("\n".join(summary(table)))
+        if options.docs:
+            markdown = (out / "table.md").read_text(encoding="utf-8")
+            document = options.docs.read_text(encoding="utf-8")
+            options.docs.write_text(insert(document, name, markdown), encoding="utf-8")
+        failed += len(table["failed"])
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

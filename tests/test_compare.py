@@ -520,3 +520,11 @@ def test_reproduce_writes_tables_into_a_document(shops, tmp_path, monkeypatch, c
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     assert markdown(table) == (tmp_path / "out" / "table.md").read_text()
     assert left_out(table) == ["Failed: north / broken / seed 1: ValueError: no luck with seed 1"]
+    (grids / "other.yaml").write_text(
+        "title: Other\n" + grid_text(shops, "[most_pop]", "[1]", names=("south",))
+    )
+    assert reproduce.main(["tiny", "other", *words[1:]]) == 1  # one of the two has a failed cell
+    both = document.read_text()
+    assert both.startswith(once.rstrip())
+    assert "<!-- other:begin -->\n## Other\n" in both
+    assert sorted(path.name for path in (tmp_path / "out").glob("*/table.md")) == ["table.md"] * 2
