@@ -150,10 +150,15 @@ class FrequencyGate(nn.Module):
         self.logit = nn.Parameter(start, requires_grad=form != "uniform")
 
     @torch.no_grad()
-    def reset_parity(self, aligned: float = -4.0) -> None:
-        """The authors' start: ramps 1 to 0 (IDs), ``aligned`` to ``aligned - 1``, 0 to 1 (text)."""
+    def reset_parity(self, aligned: float = -4.0, *, columns: Sequence[int] = (0, 1, 2)) -> None:
+        """The authors' start: ramps 1 to 0 (IDs), ``aligned`` to ``aligned - 1``, 0 to 1 (text).
+
+        Args:
+            aligned: start of the second ramp.
+            columns: which of the three, one per expert of the gate.
+        """
         ramp = torch.linspace(0, 1, len(self.logit), device=self.logit.device)
-        self.logit.copy_(torch.stack([1 - ramp, aligned - ramp, ramp], 1))
+        self.logit.copy_(torch.stack([1 - ramp, aligned - ramp, ramp], 1)[:, list(columns)])
 
     def fresh(self) -> Tensor:
         """Logits of equal weights 1 / E, of the shape of ``logit``."""

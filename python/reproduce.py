@@ -10,6 +10,7 @@ the end it says what was computed and what was left out.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -50,6 +51,15 @@ def insert(document: str, name: str, markdown: str) -> str:
     return before + block + after
 
 
+def rounded(value: Any) -> Any:
+    """Every number with six decimals: users are thousands, so nothing is lost that counts."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, list) else value
+
+
 def main(argv: list[str] | None = None) -> int:
     names = sorted(path.stem for path in GRIDS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -59,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--docs", type=Path, help="Markdown file to put the tables into")
+    parser.add_argument("--json", type=Path, help="folder for GRID.json, every figure of the table")
     options = parser.parse_args(argv)
     failed = 0
     for name in options.grids:
@@ -76,6 +87,10 @@ def main(argv: list[str] | None = None) -> int:
             markdown = (out / "table.md").read_text(encoding="utf-8")
             document = options.docs.read_text(encoding="utf-8")
             options.docs.write_text(insert(document, name, markdown), encoding="utf-8")
+        if options.json:
+            options.json.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(rounded(table), separators=(",", ":"), ensure_ascii=False)
+            (options.json / f"{name}.json").write_text(content + "\n", encoding="utf-8")
         failed += len(table["failed"])
     return 1 if failed else 0
 

@@ -39,7 +39,8 @@ def aligned_and_start(*overrides: str):
 
 
 def test_without_the_anchor_only_the_projection_moves():
-    source, start, expert = aligned_and_start("align.anchor=0")
+    # Weight decay and all: what only the anchor trains takes no step.
+    source, start, expert = aligned_and_start("align.anchor=0", "align.weight_decay=0.1")
     for name, value in expert.encoder.state_dict().items():
         assert torch.equal(value, source.encoder.state_dict()[name]), name
     assert torch.equal(expert.tower.id, start["experts.aligned.tower.id"])
@@ -113,6 +114,13 @@ def test_mistakes_in_the_experts(value, message):
     with pytest.raises(UsageError, match=r"disentangle\.experts") as error:
         RunConfig().with_overrides([f"disentangle.experts={value}"])
     assert message in str(error.value)
+
+
+def test_two_experts_start_from_their_ramps_of_the_release():
+    for names in PAIRS:
+        three = ring.make_phases(preset="parity").build("pad").gate.logit
+        two = ring.make_phases([chosen(names)], preset="parity").build("pad").gate.logit
+        assert torch.equal(two, three[:, [EXPERTS.index(name) for name in names]])
 
 
 def test_three_experts_are_the_default_of_both_presets():

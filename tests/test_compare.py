@@ -523,8 +523,12 @@ def test_reproduce_writes_tables_into_a_document(shops, tmp_path, monkeypatch, c
     (grids / "other.yaml").write_text(
         "title: Other\n" + grid_text(shops, "[most_pop]", "[1]", names=("south",))
     )
-    assert reproduce.main(["tiny", "other", *words[1:]]) == 1  # one of the two has a failed cell
-    both = document.read_text()
-    assert both.startswith(once.rstrip())
-    assert "<!-- other:begin -->\n## Other\n" in both
+    both = ["tiny", "other", *words[1:], "--json", str(tmp_path / "json")]
+    assert reproduce.main(both) == 1  # one of the two has a failed cell
+    kept = json.loads((tmp_path / "json" / "tiny.json").read_text())
+    assert kept == reproduce.rounded(table)
+    assert kept["datasets"]["north"]["methods"]["most_pop"]["test"]["all"]["ndcg@10"] > 0
+    document_of_both = document.read_text()
+    assert document_of_both.startswith(once.rstrip())
+    assert "<!-- other:begin -->\n## Other\n" in document_of_both
     assert sorted(path.name for path in (tmp_path / "out").glob("*/table.md")) == ["table.md"] * 2

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from padkern.errors import UsageError
 from padkern.pad.added import store_added
 from padkern.pad.folder import RunFolder
 from padkern.pad.gate import UNSEEN_FACTORS, fit_new_items, held_out, set_gate
@@ -120,10 +121,64 @@ def test_in_parts_at_once_and_stored_are_the_same(trained, tmp_path):
         tensors, names = folder.load_tensors("added")
         folder.save_tensors("added", {"vectors": tensors["vectors"]}, names)
         older = load_run(folder)
-    for grown in (parts, again, older):
+    for grown in (parts, again):
         assert grown.dataset.items == once.dataset.items
         assert torch.equal(grown.model.item_matrix(), once.model.item_matrix())
     assert torch.equal(tensors["unseen_logit"], once.model.gate.logit[run.bins.unseen_bin])
+    # What was stored before these weights were, recommends as it did.
+    assert torch.equal(older.model.gate.logit, run.model.gate.logit)
+
+
+def test_a_tolerance_holds_for_all_added_items(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    raw = vectors(5)
+    with RunFolder(tmp_path / "run") as folder:
+        run = load_run(folder)
+        once = run.add_items(list("abcde"), vectors=raw, cold_tolerance=0.9)
+        store_added(folder, run.add_items(list("ab"), vectors=raw[:2], cold_tolerance=0.9))
+        later = load_run(folder).add_items(list("cde"), vectors=raw[2:])
+    assert torch.equal(later.model.gate.logit, once.model.gate.logit)
+    assert not torch.equal(
+        run.add_items(list("abcde"), vectors=raw).model.gate.logit, once.model.gate.logit
+    )
+
+
+def test_items_may_be_added_in_inference_mode(trained):
+    run = opened(trained)
+    with torch.inference_mode():
+        grown = run.add_items(["a"], vectors=vectors(1))
+    want = run.add_items(["a"], vectors=vectors(1))
+    assert torch.equal(grown.model.gate.logit, want.model.gate.logit)
+
+
+def test_unseen_items_of_the_catalogue_share_the_new_weights(tmp_path):
+    dataset, text = ring.make_dataset(users=60, items=150)
+    config = ring.RunConfig.preset("clean").with_overrides(ring.SMALL)
+    with RunFolder(tmp_path / "run") as folder:
+        ring.run_experiment(dataset, text, config, folder, audit={})
+    run = opened(tmp_path / "run")
+    grown = run.add_items(["a", "b"], vectors=vectors(2)[:, : text.shape[1]])
+    unseen = torch.from_numpy(run.split.train_frequency == 0)
+    unseen[0] = False
+    assert unseen.sum() > 5
+    before, after = run.model.item_matrix(), grown.model.item_matrix()[: len(unseen)]
+    assert torch.equal(before[~unseen], after[~unseen])
+    assert not torch.equal(before[unseen], after[unseen])
+    row = run.model.gate.unseen_row(run.bins.unseen_bin)
+    factor = (grown.model.gate.logit[row] - run.model.gate.logit[row]).exp()
+    widths = [table.shape[1] for table in run.model.tables()]
+    for old, new, times in zip(
+        before[unseen].split(widths, 1), after[unseen].split(widths, 1), factor, strict=True
+    ):
+        torch.testing.assert_close(new, old * times)
+
+
+def test_validation_figures_of_a_grown_run_are_refused(trained):
+    grown = opened(trained).add_items(["a"], vectors=vectors(1))
+    with pytest.raises(UsageError, match="split must be test for row pad of a run with added"):
+        grown.evaluate("valid")
+    assert grown.evaluate("valid", "text_knn").num_items == 41
+    assert grown.evaluate("test").num_items == 41
 
 
 @pytest.mark.parametrize("learning", ["joint", "uniform"])
@@ -132,6 +187,8 @@ def test_a_gate_that_was_not_fitted_stays(tmp_path, learning):
     run = opened(tmp_path / "run")
     grown = run.add_items(["a"], vectors=vectors(1))
     assert torch.equal(grown.model.gate.logit, run.model.gate.logit)
+    with pytest.raises(ValueError, match="cold_tolerance must not be given"):
+        run.add_items(["a"], vectors=vectors(1), cold_tolerance=0.1)
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])

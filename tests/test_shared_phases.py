@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from padkern.pad.config import RunConfig
+from padkern.pad.grid import shared
 from padkern.pad.grid.runner import compare
-from padkern.pad.grid.shared import SHARED
-from padkern.pad.methods import METHODS
+from padkern.pad.grid.shared import phase_name, phases_of
+from padkern.pad.grid.spec import Cell
 from padkern.pad.progress import Reporter
 
+# Test files are no package, so the ring data set is loaded from its file.
+_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
+ring = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(ring)
 SMALL = (
     "{model: {dim: 8, num_layers: 1}, text.pca: 4, pretrain.epochs: 2, language.epochs: 1,"
     " align.epochs: 1, disentangle.epochs: 1, disentangle.gate.steps: 3, evaluation.resamples: 100}"
@@ -109,5 +116,102 @@ def test_a_damaged_phase_is_trained_again(shop, tmp_path):
     assert ranks(tmp_path / "out", "pretrain") == before
 
 
-def test_shared_phases_belong_to_methods():
-    assert set(SHARED) <= set(METHODS)
+# ---- what a phase is ----------------------------------------------------------------------------
+
+
+def cell_of(method: str, overrides=(), **other) -> Cell:
+    facts = {"dataset": "s", "label": method, "method": method, "seed": 1, "data_id": "d"}
+    config = RunConfig().with_overrides(list(overrides))
+    return Cell(**(facts | other), config=config)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "phases"),
+    [
+        ("pad", [], ("pretrain", "aligned", "text")),
+        ("pad", ["disentangle.experts=[rec, language]"], ("pretrain", "text")),
+        ("pad", ["disentangle.experts=[rec, aligned]"], ("pretrain", "aligned")),
+        ("pad", ["disentangle.start_language=random"], ("pretrain", "aligned")),
+        ("aligned", [], ("pretrain", "aligned")),
+        ("text", [], ("text",)),
+        ("llminit", [], ()),
+    ],
+)
+def test_a_cell_takes_the_phases_that_it_reads(method, overrides, phases):
+    assert phases_of(cell_of(method, overrides)) == phases
+
+
+class Guard:
+    """A configuration of which some sections must not be read."""
+
+    def __init__(self, config: RunConfig, unread: tuple[str, ...]) -> None:
+        self._config, self._unread = config, unread
+
+    def __getattr__(self, name: str):
+        assert name not in self._unread, f"{name} is read"
+        return getattr(self._config, name)
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "text", "aligned"])
+def test_what_the_name_leaves_out_is_not_read(phase):
+    phases = ring.make_phases()
+    pretrained = phases.pretrain()[0]
+    phases.config = Guard(phases.config, shared._UNREAD[phase])
+    {
+        "pretrain": phases.pretrain,
+        "text": phases.language,
+        "aligned": lambda: phases.align(pretrained),
+    }[phase]()
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "text", "aligned"])
+@pytest.mark.parametrize(
+    "value",
+    ["model.dropout=0.3", "loss.kind=bce", "text.pca=7", "num_bins=4", "unseen=last",
+     "evaluation.mask_repeats=false", "split=global_time"],
+)  # fmt: skip
+def test_whatever_else_differs_keeps_phases_apart(phase, value):
+    names = {phase_name(cell_of("pad", some), phase, "cpu") for some in ([], [value])}
+    assert len(names) == 2
+
+
+def test_device_threads_seed_and_data_keep_phases_apart(monkeypatch):
+    cell = cell_of("pad")
+    names = {phase_name(cell, "text", device) for device in ("cpu", "cuda")}
+    names.add(phase_name(cell_of("pad", ["seed=2"]), "text", "cpu"))
+    names.add(phase_name(cell_of("pad", data_id="e"), "text", "cpu"))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 77)
+    names.add(phase_name(cell, "text", "cpu"))
+    assert len(names) == 5
+
+
+def test_without_room_for_a_phase_the_cell_is_finished_all_the_same(shop, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shared, "_copy", full)
+    grid = write(shop, tmp_path / "grid.yaml", "[pretrain, aligned]")
+    table = compare(grid, tmp_path / "out", device="cpu")
+    assert table["cells"] == {"finished": 2, "failed": 0}
+
+
+def test_times_of_a_taken_phase_survive_an_interruption(shop, tmp_path, monkeypatch):
+    from padkern.pad.grid import cells
+
+    grid = write(shop, tmp_path / "grid.yaml", "[pretrain, aligned]")
+    real = cells.train_and_rank
+
+    def killed(cell, *args, **kw):
+        if cell.method == "aligned":
+            raise KeyboardInterrupt
+        return real(cell, *args, **kw)
+
+    monkeypatch.setattr(cells, "train_and_rank", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare(grid, tmp_path / "out", device="cpu")
+    monkeypatch.setattr(cells, "train_and_rank", real)
+    compare(grid, tmp_path / "out", device="cpu")
+    [cell] = (tmp_path / "out" / "cells").glob("s--aligned--*")
+    facts = json.loads((cell / "cell.json").read_text())
+    assert facts["resumed"]
+    assert list(facts["phases_of_other_cells"]) == ["pretrain"]

@@ -36,8 +36,14 @@ def grown_run(
     """A run whose catalogue has more items; see :meth:`padkern.pad.stored.LoadedRun.add_items`."""
     items = list(items)
     texts = None if texts is None else list(texts)
-    if cold_tolerance is not None and not 0 <= cold_tolerance < 1:
+    if cold_tolerance is None:
+        cold_tolerance = run.cold_tolerance
+    elif not 0 <= cold_tolerance < 1:
         raise ValueError(f"cold_tolerance must be at least 0 and below 1, got {cold_tolerance}")
+    elif not _fits_gate(run) or run.model.gate.form == "sigmoid":
+        raise ValueError(
+            "cold_tolerance must not be given: no held-out gate of the run raises unseen items"
+        )
     _check_names(items, texts, run.dataset)
     if vectors is None:
         vectors = _embedded(run, texts, device)
@@ -58,7 +64,17 @@ def grown_run(
         earlier = slice(-len(run.added), None)
         raw = np.concatenate([run.added, raw])
         items, texts = run.dataset.items[earlier] + items, run.dataset.texts[earlier] + texts
-    return _with_gate(_appended(origin, items, texts, raw), cold_tolerance)
+    # Where the caller's block records no gradients, the fit still needs them.
+    with torch.inference_mode(False):
+        grown = replace(_appended(origin, items, texts, raw), cold_tolerance=cold_tolerance)
+        _fit_unseen(grown)
+    return grown
+
+
+def _fits_gate(run: LoadedRun) -> bool:
+    """Whether the run's gate was fitted on held-out targets and has a row for unseen items."""
+    learned = run.config.disentangle.gate.learned
+    return learned == "heldout" and run.model.unseen_bin is not None
 
 
 def _appended(run: LoadedRun, items: list[str], texts: list[str], raw: np.ndarray) -> LoadedRun:
@@ -87,15 +103,15 @@ def _appended(run: LoadedRun, items: list[str], texts: list[str], raw: np.ndarra
     )
 
 
-def _with_gate(grown: LoadedRun, cold_tolerance: float | None) -> LoadedRun:
+def _fit_unseen(grown: LoadedRun) -> None:
     """Fits the weights of unseen items in the grown model to the larger catalogue."""
+    if not _fits_gate(grown):
+        return
     config, model, origin = grown.config.disentangle.gate, grown.model, grown.origin
-    if config.learned != "heldout" or model.unseen_bin is None:
-        return grown
     assert origin is not None  # _appended sets both
     assert grown.added is not None
-    if cold_tolerance is not None:
-        config = config.model_copy(update={"cold_tolerance": cold_tolerance})
+    if grown.cold_tolerance is not None:
+        config = config.model_copy(update={"cold_tolerance": grown.cold_tolerance})
     seen = origin.split.train_frequency > 0
     before = origin.model
     logit = fit_new_items(
@@ -104,7 +120,6 @@ def _with_gate(grown: LoadedRun, cold_tolerance: float | None) -> LoadedRun:
         mask_repeats=grown.config.evaluation.mask_repeats,
     )  # fmt: skip
     _set_unseen(model, logit[model.gate.unseen_row(model.unseen_bin)])
-    return grown
 
 
 @torch.no_grad()
@@ -130,7 +145,7 @@ def store_added(folder: RunFolder, run: LoadedRun) -> None:
     if model.unseen_bin is not None:
         row = model.gate.unseen_row(model.unseen_bin)
         tensors["unseen_logit"] = model.gate.logit.detach()[row].cpu().contiguous()
-    folder.save_tensors(_NAME, tensors, names)
+    folder.save_tensors(_NAME, tensors, names | {"cold_tolerance": run.cold_tolerance})
 
 
 def load_added(folder: RunFolder, run: LoadedRun) -> LoadedRun:
@@ -139,10 +154,9 @@ def load_added(folder: RunFolder, run: LoadedRun) -> LoadedRun:
         return run
     tensors, names = folder.load_tensors(_NAME)
     grown = _appended(run, names["items"], names["texts"], tensors["vectors"].numpy())
-    if "unseen_logit" not in tensors:  # stored before the gate was fitted to added items
-        return _with_gate(grown, None)
-    _set_unseen(grown.model, tensors["unseen_logit"])
-    return grown
+    if "unseen_logit" in tensors:  # else from before it was stored: the weights stay as trained
+        _set_unseen(grown.model, tensors["unseen_logit"])
+    return replace(grown, cold_tolerance=names.get("cold_tolerance"))
 
 
 def _check_names(items: list[str], texts: list[str] | None, dataset: Dataset) -> None:

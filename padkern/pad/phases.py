@@ -153,6 +153,8 @@ class Phases:
                     if name in names
                 }
                 net = ExpertModel(experts, self.text, item_bins, **of_gate)
+                if net.gate.form == "sigmoid":
+                    net.gate.reset_parity(columns=[TripleExpert.NAMES.index(n) for n in experts])
         else:
             name, kind = {
                 "pretrain": ("rec", "id"),
@@ -235,23 +237,29 @@ class Phases:
             expert.tower.id.data.copy_(source.tower.id.data)
         target = pretrained.tables()[0].detach()
 
-        def loss(batch: BatchPlan, step: int) -> Tensor:
-            tables = model.tables()
-            recommendation = self._loss(model, batch, step, "aligned", tables)
-            if not config.aligns:
-                return config.anchor * recommendation
+        def alignment(batch: BatchPlan, step: int) -> Tensor | None:
             ids = expert.tower.id if config.start == "copy" else target
-            groups = self._mmd_rows(batch, step, config)
-            if not groups:
-                return config.anchor * recommendation
             losses = []
-            for rows in groups:
+            for rows in self._mmd_rows(batch, step, config):
                 vectors = ids.index_select(0, rows)
                 # Padding takes no gradient, as with the release's padding_idx.
                 vectors = torch.where((rows == 0)[:, None], vectors.detach(), vectors)
                 words = expert.tower.projected_text(model.text.index_select(0, rows))
                 losses.append(alignment_loss(words, vectors, config))
-            return config.anchor * recommendation + config.gamma * torch.stack(losses).mean()
+            return torch.stack(losses).mean() if losses else None
+
+        def loss(batch: BatchPlan, step: int) -> Tensor:
+            if not config.anchor:
+                # What the anchor alone would train gets no gradient, and so no decay either.
+                alone = alignment(batch, step)
+                if alone is None:
+                    alone = 0.0 * expert.tower.projected_text(model.text[1:2]).sum()
+                return config.gamma * alone
+            recommendation = config.anchor * self._loss(
+                model, batch, step, "aligned", model.tables()
+            )
+            beside = alignment(batch, step) if config.aligns else None
+            return recommendation if beside is None else recommendation + config.gamma * beside
 
         return model, self._fit(model, "aligned", loss)
 

@@ -118,6 +118,7 @@ class LoadedRun:
         added: float32 ``[M, E]`` raw vectors of the items added after training, the last M of the
             catalogue; None: none.
         origin: the run as trained, where items were added.
+        cold_tolerance: of the added items, where one was given.
     """
 
     dataset: Dataset
@@ -129,6 +130,7 @@ class LoadedRun:
     text_source: str | None = None
     added: np.ndarray | None = None
     origin: LoadedRun | None = None
+    cold_tolerance: float | None = None
 
     @property
     def model(self) -> ExpertModel:
@@ -146,7 +148,8 @@ class LoadedRun:
         A gate that was fitted on the validation targets is cross-fitted for their figures.
 
         Raises:
-            UsageError: unknown row or split.
+            UsageError: unknown row or split, or the validation figures of such a gate in a run with
+                added items: its row of unseen items was fitted on these targets too.
         """
         if row not in self.scorers:
             raise UsageError(f"row must be one of {', '.join(self.scorers)}, got {row!r}")
@@ -155,6 +158,11 @@ class LoadedRun:
         part = self.split.valid if split_name == "valid" else self.split.test
         gate = self.config.disentangle.gate
         if (split_name, row, gate.learned) == ("valid", "pad", "heldout"):
+            if self.added is not None:
+                raise UsageError(
+                    "split must be test for row pad of a run with added items, got valid: the "
+                    "gate's weights of unseen items were fitted on the validation targets"
+                )
             counts = self.split.train_frequency
             return cross_fitted(
                 self.model, held_out(self.model, part, hidden_in_fit(counts, gate)), counts, gate,
@@ -177,7 +185,8 @@ class LoadedRun:
         items: what every row gives an item that nobody took in training. A held-out gate's weights
         of unseen items are fitted to the larger catalogue
         (:func:`padkern.pad.gate.fit_new_items`). Scores of items seen in training do not change by
-        a bit. Internal ids go on after the old ones; adding in parts or at once is the same.
+        a bit. Internal ids go on after the old ones; given vectors may be added in parts or at
+        once.
 
         Args:
             items: external ids, new to the run.
@@ -185,13 +194,14 @@ class LoadedRun:
                 by the run's encoder.
             texts: shown in recommendations; needed where ``vectors`` are not given.
             cold_tolerance: relative NDCG@10 of the validation targets that raising unseen items
-                may cost, the price of showing more of them; default: as configured.
+                may cost, the price of showing more of them; default: that of items added before,
+                else as configured.
             device: of the encoder.
 
         Raises:
             ValueError: an id that is known, empty or there twice, vectors of another shape or with
                 NaN or Inf, neither vectors nor an encoder to make them, or a tolerance out of
-                [0, 1).
+                [0, 1) or where no held-out gate raises unseen items.
             EnvError: the encoder cannot be used.
         """
         return grown_run(

@@ -120,7 +120,6 @@ def run_cell(cell: Cell, root: Path, *, device: str, reporter: Reporter) -> None
         dataset, evaluations = train_and_rank(
             cell, root, device=device, reporter=reporter, folder=folder
         )
-        publish(cell, root, folder, device)
     facts = {
         "dataset": cell.dataset,
         "label": cell.label,
@@ -145,6 +144,7 @@ def run_cell(cell: Cell, root: Path, *, device: str, reporter: Reporter) -> None
     for part, (split, result) in evaluations.items():
         files[f"ranks_{part}.parquet"] = _parquet(dataset, split, result)
     _write(root / "cells" / cell.name, files)
+    publish(cell, root, RunFolder(work, create=False), device)
     drop_work(cell, root)
 
 

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from padkern.errors import CheckpointError
 from padkern.pad.folder import RunFolder
 from padkern.pad.grid.spec import Cell, digest
 
-__all__ = ["SHARED", "adopt", "phase_name", "publish"]
+__all__ = ["adopt", "phase_name", "phases_of", "publish"]
 
-#: Method -> phases that it trains and others may too.
-SHARED = {
-    "pretrain": ("pretrain",),
-    "text": ("text",),
-    "aligned": ("pretrain", "aligned"),
-    "pad": ("pretrain", "aligned", "text"),
-}
+_NOTE = "adopted.json"
 #: Parts of the configuration that a phase does not read.
 _UNREAD = {
     "pretrain": ("language", "id_plus_text", "align", "disentangle", "rivals"),
@@ -32,13 +27,33 @@ _UNREAD = {
 }
 
 
+def phases_of(cell: Cell) -> tuple[str, ...]:
+    """The phases that a cell trains and others may too."""
+    if cell.method in ("pretrain", "text"):
+        return (cell.method,)
+    if cell.method == "aligned":
+        return ("pretrain", "aligned")
+    if cell.method != "pad":
+        return ()
+    config = cell.config.disentangle
+    found = ["pretrain"]
+    if "aligned" in config.experts:
+        found.append("aligned")
+    if "language" in config.experts and config.start_language == "trained":
+        found.append("text")
+    return tuple(found)
+
+
 def phase_name(cell: Cell, phase: str, device: str) -> str:
     """Folder of a phase: unlike that of any other that may end with other bits."""
     import torch
 
+    from padkern import __version__
+
     config = cell.config.model_dump(mode="json", exclude=set(_UNREAD[phase]))
     del config["evaluation"]["resamples"]
     facts = [phase, cell.data_id, config, device, torch.get_num_threads()]
+    facts += [__version__, torch.__version__]
     return f"{cell.dataset}--{phase}--seed-{cell.seed}--{digest(facts)}"
 
 
@@ -52,44 +67,52 @@ def adopt(cell: Cell, root: Path, folder: RunFolder, device: str) -> dict[str, f
         device: of the cell.
 
     Returns:
-        Seconds that the training of each adopted phase took.
+        Seconds that the training of each adopted phase took, those of earlier attempts included.
     """
-    taken: dict[str, float] = {}
-    for phase in SHARED.get(cell.method, ()):
+    taken: dict[str, float] = folder.read_json(_NOTE) if folder.exists(_NOTE) else {}
+    for phase in phases_of(cell):
         source = _place(root, phase_name(cell, phase, device))
         where = f"checkpoints/{phase}"
         if folder.has(where) or not source.is_dir():
             continue
         target = folder.file(where)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(source, target)
         try:
+            _copy(source, target)
             _, meta = folder.load_tensors(where)
+        except OSError:  # another process has just put it aside, or there is no room
+            continue
         except CheckpointError:
             # Whatever broke it, training it again is always right.
             folder.remove(where)
-            shutil.rmtree(source, ignore_errors=True)
+            _discard(source)
             continue
         taken[phase] = float(meta["seconds"])
+        folder.write_json(_NOTE, taken)
     return taken
 
 
 def publish(cell: Cell, root: Path, folder: RunFolder, device: str) -> None:
-    """Leaves the phases of a cell that is finished for others.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    for phase in SHARED.get(cell.method, ()):
+    """Leaves the phases of a finished cell for others; where there is no room, it does not."""
+    for phase in phases_of(cell):
         target = _place(root, phase_name(cell, phase, device))
         source = folder.file(f"checkpoints/{phase}")
         if source.is_dir() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _copy(source, target)
+            with suppress(OSError):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _copy(source, target)
 
 
 def _place(root: Path, name: str) -> Path:
     return root / "phases" / name
+
+
+def _discard(place: Path) -> None:
+    """Removes a folder in one step, so that no other process takes a part of it."""
+    aside = place.with_name(f"{place.name}.tmp-{os.getpid()}")
+    with suppress(OSError):
+        os.rename(place, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path) -> None:
