@@ -52,9 +52,9 @@ def insert(document: str, name: str, markdown: str) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """Every number with six decimals: users are thousands, so nothing is lost that counts."""
+    """Every number with eight decimals: users are thousands, so nothing is lost that counts."""
     if isinstance(value, float):
-        return round(value, 6)
+        return round(value, 8)
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     return [rounded(part) for part in value] if isinstance(value, list) else value

@@ -93,15 +93,24 @@ def test_values_of_a_cell_in_their_order():
     assert len({cell.name for cell in (plain, own, other)}) == 3
 
 
-@pytest.mark.parametrize("name", ["default", "smoke"])
-def test_stored_grids(name, monkeypatch):
-    rivals = ("llminit", "alphafuse", "item_knn")
-    extra = {name: methods.Method(name, "", lambda phases: None, ()) for name in rivals}
-    monkeypatch.setattr(methods, "METHODS", extra | methods.METHODS)
+GRIDS = sorted(path.stem for path in (ROOT / "python" / "grids").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_stored_grids(name):
     grid = read_grid(ROOT / "python" / "grids" / f"{name}.yaml")
-    pairs = grid.pairs()
+    assert len(grid.pairs()) >= 2
+    assert len({cell.name for cell in grid.cells()}) == len(grid.pairs()) * len(grid.seeds)
     if name == "default":
         assert len(grid.seeds) == 3
-        assert {d for d, m in pairs if m == "noise"} == {"prime_pantry", "amazon_scientific"}
-        assert len({d for d, m in pairs if m == "pad"}) == 6
-    assert len(pairs) >= 3
+        everywhere = {d for d, m in grid.pairs() if m == "noise"}  # a method of these tests: "all"
+        assert everywhere == set(grid.datasets) == {"prime_pantry", "amazon_scientific"}
+        assert grid.tuning["trials"] == 6
+
+
+def test_stored_grids_cover_six_data_sets():
+    grids = [
+        read_grid(ROOT / "python" / "grids" / f"{name}.yaml")
+        for name in ("default", "more", "games")
+    ]
+    assert len({d for grid in grids for d, m in grid.pairs() if m == "pad"}) == 6
