@@ -1,7 +1,7 @@
 """Computes the tables of named grids and, if asked, puts them into a document.
 
     python python/reproduce.py smoke --out runs/smoke
-    python python/reproduce.py default more ablation backbones --out runs --docs docs/comparison.md
+    python python/reproduce.py default more ablation backbones --out runs --docs docs/tables.md
 
 Several grids get a folder each under ``--out``. A call continues what an earlier one left there. At
 the end it says what was computed and what was left out.

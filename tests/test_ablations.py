@@ -11,6 +11,7 @@ import torch
 
 from padkern.cli import main
 from padkern.errors import UsageError
+from padkern.models.triple_expert import TripleExpert
 from padkern.pad.config import EXPERTS, RunConfig
 from padkern.pad.folder import RunFolder
 from padkern.pad.methods import train_method
@@ -124,5 +125,6 @@ def test_two_experts_start_from_their_ramps_of_the_release():
 
 
 def test_three_experts_are_the_default_of_both_presets():
+    assert EXPERTS == TripleExpert.NAMES
     for preset in ("clean", "parity"):
         assert RunConfig.preset(preset).disentangle.experts == EXPERTS

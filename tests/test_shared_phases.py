@@ -6,8 +6,8 @@ import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from small_shop import write_shop
 
 from padkern.pad.config import RunConfig
 from padkern.pad.grid import shared
@@ -38,21 +38,7 @@ class Epochs(Reporter):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shop")
-    rng = np.random.default_rng(0)
-    names = [f"i{k}" for k in range(24)]
-    (folder / "items.tsv").write_text(
-        "item\ttext\n" + "".join(f"{name}\tkind {k % 4}\n" for k, name in enumerate(names))
-    )
-    rows = ["user\titems\n"]
-    for user in range(30):
-        chosen = rng.permutation(np.arange(user % 4, 24, 4))[: rng.integers(4, 7)]
-        rows.append(f"u{user}\t{' '.join(names[k] for k in chosen)}\n")
-    (folder / "sequences.tsv").write_text("".join(rows))
-    matrix = np.hstack([np.eye(4)[np.arange(24) % 4], 0.3 * rng.normal(size=(24, 4))])
-    np.save(folder / "text.npy", matrix.astype(np.float32))
-    (folder / "text.items.txt").write_text("".join(f"{name}\n" for name in names))
-    return folder
+    return write_shop(tmp_path_factory.mktemp("shops") / "shop", 0)
 
 
 def write(shop: Path, path: Path, chosen: str) -> Path:

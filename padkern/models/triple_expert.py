@@ -377,7 +377,9 @@ class TripleExpert(ExpertModel):
     Source: Wang et al. 2024, arXiv:2412.04107; gate and fold as in the released code.
     """
 
-    NAMES = ("rec", "aligned", "language")
+    #: Name of each expert -> its kind, in the order of the gate's columns.
+    KINDS: Mapping[str, str] = {"rec": "id", "aligned": "fused", "language": "text"}
+    NAMES = tuple(KINDS)
 
     def __init__(
         self,
@@ -415,7 +417,7 @@ class TripleExpert(ExpertModel):
                 null_dim=null_dim, text_layers=text_layers, pool_decay=pool_decay,
                 pool_scale=pool_scale, language=language, id_init=id_init,
             )
-            for name, kind in zip(self.NAMES, ("id", "fused", "text"), strict=True)
+            for name, kind in self.KINDS.items()
         }  # fmt: skip
         super().__init__(
             experts, text, item_bins, unseen_bin=unseen_bin, gate_form=gate_form,

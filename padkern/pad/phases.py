@@ -143,18 +143,14 @@ class Phases:
             net: ExpertModel
             if names == TripleExpert.NAMES:
                 net = TripleExpert(num_items, self.text, item_bins, **of_gate, **options)
-                if net.gate.form == "sigmoid":
-                    net.gate.reset_parity()
             else:
-                kinds = zip(TripleExpert.NAMES, ("id", "fused", "text"), strict=True)
                 experts: dict[str, nn.Module] = {
-                    name: build_expert(kind, num_items, self.text, **options)
-                    for name, kind in kinds
-                    if name in names
+                    name: build_expert(TripleExpert.KINDS[name], num_items, self.text, **options)
+                    for name in names
                 }
                 net = ExpertModel(experts, self.text, item_bins, **of_gate)
-                if net.gate.form == "sigmoid":
-                    net.gate.reset_parity(columns=[TripleExpert.NAMES.index(n) for n in experts])
+            if net.gate.form == "sigmoid":
+                net.gate.reset_parity(columns=[TripleExpert.NAMES.index(name) for name in names])
         else:
             name, kind = {
                 "pretrain": ("rec", "id"),
