@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import small_ring as ring
 import torch
 
 from padkern.cli import main
@@ -17,10 +16,6 @@ from padkern.pad.folder import RunFolder
 from padkern.pad.methods import train_method
 from padkern.pad.stored import load_run
 
-# Test files are no package, so the ring data set is loaded from its file.
-_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
-ring = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ring)
 PAIRS = [("rec", "aligned"), ("rec", "language"), ("aligned", "language")]
 
 

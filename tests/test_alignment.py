@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+import small_ring as ring
 import torch
 import yaml
 
@@ -28,11 +27,6 @@ from padkern.pad.config import AlignConfig, RunConfig
 from padkern.pad.folder import RunFolder
 from padkern.pad.phases import Phases
 from padkern.pad.stored import load_run
-
-# Test files are no package, so the ring data set is loaded from its file.
-_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
-ring = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ring)
 
 LOSSES = {
     "infonce": infonce_loss,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_ring as ring
 import torch
 from torch import nn
 
@@ -23,11 +23,6 @@ from padkern.pad.config import RunConfig
 from padkern.pad.folder import RunFolder
 from padkern.pad.run import ROWS
 from padkern.pad.stored import load_run
-
-# Test files are no package, so the ring data set is loaded from its file.
-_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
-ring = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ring)
 
 NAMES = ["gru4rec", "caser"]
 

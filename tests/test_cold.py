@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_ring as ring
 import torch
 
 from padkern.cli import main
@@ -26,10 +26,6 @@ from padkern.pad.phases import TRAINED_ROWS
 from padkern.pad.run import ROWS, run_experiment
 from padkern.pad.stored import load_run
 
-# Test files are no package, so the ring data set is loaded from its file.
-_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
-ring = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ring)
 SPLITS = ["leave_one_out", "global_time"]
 
 

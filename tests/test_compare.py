@@ -21,7 +21,7 @@ from padkern.errors import CheckpointError
 from padkern.pad import methods
 from padkern.pad.grid import budget as budgets
 from padkern.pad.grid import runner, workers
-from padkern.pad.grid.budget import Estimate, trim, trimmed_epochs
+from padkern.pad.grid.budget import Estimate, total_seconds, trim, trimmed_epochs
 from padkern.pad.grid.cells import Result
 from padkern.pad.grid.report import left_out, markdown
 from padkern.pad.grid.runner import compare
@@ -355,11 +355,22 @@ def test_trimming_is_even_and_takes_seeds_first():
     assert trim([], 3, 10).seeds == 3
 
 
+def test_a_phase_in_common_counts_once_and_as_the_slowest_pilot_saw_it():
+    first = Estimate(5.0, shared={"a": (2.0, 10)})
+    second = Estimate(7.0, ((1.0, 10),), {"a": (3.0, 10), "b": (1.0, 4)})
+    assert total_seconds([first]) == 25.0
+    assert total_seconds([first, second]) == 5 + 7 + 10 + 30 + 4
+    assert total_seconds([first, second], 0.5) == 5 + 7 + 5 + 15 + 2
+    assert trim([first, second], 2, 112).seeds == 2
+    kept = trim([first, second], 2, 28.9)  # 12 + 3 + 9 + 1 with a share of 0.3
+    assert (kept.seeds, kept.share, kept.seconds) == (1, 0.3, 25.0)
+
+
 def test_a_budget_trims_all_alike_once_and_says_so(shops, tmp_path, monkeypatch):
     path, out = tmp_path / "grid.yaml", tmp_path / "out"
     path.write_text(grid_text(shops, "[noise, pretrain]", "[1, 2, 3]"))
     estimate = Estimate(60.0, ((60.0, 2),))  # 3 minutes a cell, 12 a seed
-    monkeypatch.setattr(budgets.Pilot, "estimate", lambda self: estimate)
+    monkeypatch.setattr(budgets.Pilot, "estimate", lambda self, shared: estimate)
     table = compare(path, out, budget=30, device="cpu")
     assert table["trimmed"] == {
         "budget_minutes": 30, "seeds_kept": [1, 2], "seeds_left_out": [3], "epoch_share": 1.0,
@@ -376,7 +387,8 @@ def test_a_budget_trims_all_alike_once_and_says_so(shops, tmp_path, monkeypatch)
 def test_a_small_budget_cuts_epochs(shops, tmp_path, monkeypatch):
     path, out = tmp_path / "grid.yaml", tmp_path / "out"
     path.write_text(grid_text(shops, "[pretrain]", "[1, 2]", names=("north",)))
-    monkeypatch.setattr(budgets.Pilot, "estimate", lambda self: Estimate(6.0, ((60.0, 2),)))
+    estimate = Estimate(6.0, ((60.0, 2),))
+    monkeypatch.setattr(budgets.Pilot, "estimate", lambda self, shared: estimate)
     table = compare(path, out, budget=1.5, device="cpu")
     assert table["trimmed"]["epoch_share"] == 0.5
     assert table["trimmed"]["seeds_kept"] == [1]
@@ -386,19 +398,28 @@ def test_a_small_budget_cuts_epochs(shops, tmp_path, monkeypatch):
 
 def test_a_pilot_stops_after_one_epoch_and_knows_the_rest(shops, tmp_path, monkeypatch):
     path = tmp_path / "grid.yaml"
-    path.write_text(grid_text(shops, "[most_pop, pretrain]", "[1]", names=("north",)))
+    path.write_text(grid_text(shops, "[most_pop, llminit, pretrain, aligned]", "[1]", ("north",)))
     seen = []
     real = budgets.Pilot.estimate
     monkeypatch.setattr(
-        budgets.Pilot, "estimate", lambda self: (seen.append(real(self)), seen[-1])[1]
+        budgets.Pilot, "estimate", lambda *args: (seen.append(real(*args)), seen[-1])[1]
     )
     table = compare(path, tmp_path / "out", budget=60, device="cpu")
     assert table["trimmed"] is None
-    untrained, trained = seen
+    untrained, alone, pretrained, aligned = seen
     assert untrained.phases == ()
     assert untrained.fixed > 0
-    assert [epochs for _, epochs in trained.phases] == [2]
-    assert trained.seconds() > trained.seconds(0.5) > 0
+    assert len(alone.phases) == 1
+    assert alone.shared == {}
+    assert [epochs for _, epochs in pretrained.shared.values()] == [2]
+    # What `aligned` starts from is what `pretrain` is, so it counts for both together once.
+    assert pretrained.shared.keys() < aligned.shared.keys()
+    assert len(aligned.shared) == 2
+    both = total_seconds([pretrained, aligned])
+    assert both < total_seconds([pretrained]) + total_seconds([aligned])
+    assert both > total_seconds([pretrained, aligned], 0.5) > 0
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert [len(e["shared"]) for e in plan["estimates"].values()] == [0, 0, 1, 2]
 
 
 # ---- tests of significance -----------------------------------------------------------------------

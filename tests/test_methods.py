@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import small_ring as ring
 import torch
 
 from padkern.data.batch import pack, pack_ragged
@@ -22,19 +20,14 @@ from padkern.models.rivals import (
     DualViewTower,
     IdTextTower,
     MLPAdaptor,
-    WhiteningMixture,
 )
+from padkern.models.text_maps import WhiteningMixture
 from padkern.pad.config import RunConfig
 from padkern.pad.evaluation import evaluate
 from padkern.pad.folder import RunFolder
 from padkern.pad.methods import METHODS, train_method
 from padkern.pad.phases import TRAINED_ROWS, Phases
 from padkern.pad.stored import transform_text
-
-# Test files are no package, so the ring data set is loaded from its file.
-_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
-ring = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ring)
 
 EXPERTS = ("llminit", "morec", "unisrec", "id_text_sum", "id_text_cat", "alphafuse", "llm_esr")
 #: Methods whose vectors of items never seen in training come from text.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_ring as ring
 import torch
 
 from padkern.errors import UsageError
@@ -16,10 +16,6 @@ from padkern.pad.folder import RunFolder
 from padkern.pad.gate import UNSEEN_FACTORS, fit_new_items, held_out, set_gate
 from padkern.pad.stored import load_run
 
-# Test files are no package, so the ring data set is loaded from its file.
-_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
-ring = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ring)
 GATE = "disentangle.gate."
 FORMS = ("scale", "continuous", "per_item")
 

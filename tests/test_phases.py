@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import small_ring as ring
 import torch
 
 from padkern.data.bins import frequency_bins
@@ -21,10 +19,6 @@ from padkern.pad.phases import TRAINED_ROWS, Phases
 from padkern.pad.run import run_experiment
 from padkern.pad.stored import load_run, transform_text
 
-# Test files are no package, so the ring data set is loaded from its file.
-_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
-ring = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ring)
 SMALL, make_dataset, make_phases, run = ring.SMALL, ring.make_dataset, ring.make_phases, ring.run
 
 

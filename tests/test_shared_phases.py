@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+import small_ring as ring
 from small_shop import write_shop
 
 from padkern.pad.config import RunConfig
@@ -14,12 +14,9 @@ from padkern.pad.grid import shared
 from padkern.pad.grid.runner import compare
 from padkern.pad.grid.shared import phase_name, phases_of
 from padkern.pad.grid.spec import Cell
+from padkern.pad.grid.workers import first_free
 from padkern.pad.progress import Reporter
 
-# Test files are no package, so the ring data set is loaded from its file.
-_spec = importlib.util.spec_from_file_location("ring", Path(__file__).with_name("test_training.py"))
-ring = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ring)
 SMALL = (
     "{model: {dim: 8, num_layers: 1}, text.pca: 4, pretrain.epochs: 2, language.epochs: 1,"
     " align.epochs: 1, disentangle.epochs: 1, disentangle.gate.steps: 3, evaluation.resamples: 100}"
@@ -201,3 +198,24 @@ def test_times_of_a_taken_phase_survive_an_interruption(shop, tmp_path, monkeypa
     facts = json.loads((cell / "cell.json").read_text())
     assert facts["resumed"]
     assert list(facts["phases_of_other_cells"]) == ["pretrain"]
+
+
+def test_a_cell_waits_for_a_phase_in_training_and_others_go_first():
+    assert first_free([{"a"}, {"b"}, set()], {"a"}) == 1
+    assert first_free([{"a"}, {"a", "b"}], {"b"}) == 0
+    assert first_free([{"a"}, {"a", "b"}], {"a", "c"}) is None
+    assert first_free([set()], {"a"}) == 0
+    assert first_free([], set()) is None
+
+
+def test_cells_at_the_same_time_train_a_phase_once(shop, tmp_path):
+    grid = write(shop, tmp_path / "all.yaml", "[pad, aligned, pretrain, text]")
+    compare(grid, tmp_path / "all", device="cpu", jobs=4)
+    taken = {}
+    for cell in (tmp_path / "all" / "cells").iterdir():
+        facts = json.loads((cell / "cell.json").read_text())
+        taken[facts["method"]] = sorted(facts["phases_of_other_cells"])
+    # `pad` is first, so the others wait for what it trains.
+    assert taken == {
+        "pad": [], "aligned": ["aligned", "pretrain"], "pretrain": ["pretrain"], "text": ["text"],
+    }  # fmt: skip

@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from small_ring import Stop, StopAfter, make_dataset, make_phases, run
 
-from padkern.data.bins import frequency_bins
-from padkern.data.dataset import Dataset, Ragged
+from padkern.data.dataset import Ragged
 from padkern.data.plan import PlanSource, TrainBatches
 from padkern.data.split import make_split
 from padkern.errors import CheckpointError, PadkernError, UsageError
@@ -19,66 +19,9 @@ from padkern.modules import FrequencyGate
 from padkern.pad.config import RunConfig
 from padkern.pad.folder import RunFolder
 from padkern.pad.gate import cross_fitted, fit_gate, held_out, set_gate
-from padkern.pad.phases import Phases
-from padkern.pad.progress import Reporter
-from padkern.pad.run import ROWS, run_experiment, shuffled_text
-from padkern.pad.stored import load_run, transform_text
+from padkern.pad.run import ROWS, shuffled_text
+from padkern.pad.stored import load_run
 from padkern.pad.trainer import parameter_groups, schedule
-
-SMALL = [
-    "model.dim=8",
-    "model.num_layers=1",
-    "model.dropout=0.1",
-    "model.max_len=6",
-    "text.pca=8",
-    "num_bins=3",
-    "evaluation.resamples=200",
-    "disentangle.gate.steps=8",
-    *(
-        f"{phase}.{key}"
-        for phase in ("pretrain", "language", "id_plus_text", "align", "disentangle")
-        for key in ("epochs=2", "batch_size=16", "warmup_steps=2")
-    ),
-]
-
-
-def make_dataset(users: int = 60, items: int = 40, seed: int = 0) -> tuple[Dataset, np.ndarray]:
-    """Users walk along a ring of items; text vectors lie on the ring too."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(users):
-        steps = np.cumsum(rng.integers(1, 3, size=rng.integers(5, 9))) + rng.integers(items)
-        rows.append(steps % items + 1)
-    angle = 2 * np.pi * np.arange(items) / items
-    waves = [f(k * angle) for k in range(1, 7) for f in (np.sin, np.cos)]
-    text = np.zeros((items + 1, 12), dtype=np.float32)
-    text[1:] = np.stack(waves, 1) + 0.01 * rng.normal(size=(items, 12))
-    dataset = Dataset(
-        name="ring",
-        users=[f"u{i}" for i in range(users)],
-        items=["", *(f"i{i}" for i in range(1, items + 1))],
-        sequences=Ragged.from_lists(rows),
-        timestamps=None,
-        texts=["", *(f"item {i}" for i in range(1, items + 1))],
-    )
-    return dataset, text
-
-
-def make_phases(overrides=(), preset="clean", **kw) -> Phases:
-    dataset, text = make_dataset()
-    config = RunConfig.preset(preset).with_overrides([*SMALL, *overrides])
-    split = make_split(dataset, config.split)
-    bins = frequency_bins(split.train_frequency, config.num_bins, unseen=config.unseen)
-    return Phases.of(split, bins, transform_text(text, config), config, **kw)
-
-
-def run(path, overrides=(), *, reporter=None, resume=False, preset="clean"):
-    dataset, text = make_dataset()
-    config = RunConfig.preset(preset).with_overrides([*SMALL, *overrides])
-    with RunFolder(path) as folder:
-        return run_experiment(
-            dataset, text, config, folder, audit={}, reporter=reporter, resume=resume
-        )
 
 
 @pytest.mark.parametrize("preset", ["clean", "parity"])
@@ -99,21 +42,6 @@ def test_run_writes_every_row(tmp_path, preset):
         better = stored["models"][row]["test"]["all"]["ndcg@10"]
         if preset == "clean":
             assert better > 2 * stored["models"]["most_pop"]["test"]["all"]["ndcg@10"]
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAfter(Reporter):
-    """Interrupts a run at the end of an epoch, as a kill between two epochs would."""
-
-    def __init__(self, phase: str, epoch: int) -> None:
-        self.phase, self.epoch = phase, epoch
-
-    def end_epoch(self, record) -> None:
-        if (record["phase"], record["epoch"]) == (self.phase, self.epoch):
-            raise Stop
 
 
 @pytest.mark.parametrize("where", [("pretrain", 1), ("aligned", 1), ("aligned", 2), ("pad", 1)])

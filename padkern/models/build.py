@@ -83,6 +83,7 @@ def build_expert(
     fuse: str = "sum",
     null_dim: int = 32,
     text_layers: int = 0,
+    text_maps: int = 1,
     pool_decay: float | None = None,
     pool_scale: float = 3.0,
     language: str = "text_space",
@@ -90,7 +91,7 @@ def build_expert(
 ) -> Expert | TextSpaceExpert:
     """One expert with fresh weights.
 
-    A linear text projection starts as the first ``dim`` text coordinates (with whitened text: the
+    Linear text projections start as the first ``dim`` text coordinates (with whitened text: the
     leading principal components), so that the recency path starts as the text nearest-neighbour
     ranker; a ``"fused"`` tower's IDs start at zero, or as ``id_init="xavier"`` says.
 
@@ -102,7 +103,7 @@ def build_expert(
             ``"caser"`` neither heads nor layers.
         encoder: name or factory, see :func:`build_encoder`.
         encoder_options: further arguments of the encoder, such as ``{"window": 8}`` of a Caser.
-        fuse, null_dim, text_layers: see :class:`ItemTower`.
+        fuse, null_dim, text_layers, text_maps: see :class:`ItemTower`.
         pool_decay: decay of the recency path of experts that see text, ``None`` for none; a
             ``"text_space"`` expert always has one, by default with decay 0.6.
         pool_scale: starting factor of that path; a ``"text_space"`` expert's is 10.
@@ -131,7 +132,8 @@ def build_expert(
         pool_decay = None
     tower = ItemTower(
         kind, num_items, text.shape[1], dim,
-        fuse=fuse, null_dim=null_dim, hidden_layers=text_layers, dropout=dropout,
+        fuse=fuse, null_dim=null_dim, hidden_layers=text_layers, text_maps=text_maps,
+        dropout=dropout,
     )  # fmt: skip
     if kind != "text" and id_init == "xavier":
         nn.init.xavier_normal_(tower.id)
@@ -147,11 +149,6 @@ def build_expert(
         nn.init.zeros_(join.bias)
     if kind != "id" and tower.text_columns is None:
         tower.project.reset_parameters(text)
-        projection: Any = tower.project.layers[0]
-        first = projection.weight
-        if text_layers == 0 and first.shape[0] <= first.shape[1]:
-            with torch.no_grad():
-                first.copy_(torch.eye(*first.shape))
     return Expert(tower, net, pool_decay=pool_decay, pool_scale=pool_scale)
 
 

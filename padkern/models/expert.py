@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padkern.data.batch import PackedSequences
 from padkern.models.encoder import SequenceEncoder
 from padkern.models.projection import Linear, project
+from padkern.models.text_maps import MixedProjection, TextProjection
 from padkern.ops.segments import expand
 
 TOWER_KINDS = ("id", "text", "fused")
@@ -28,51 +28,6 @@ def item_vectors(table: Tensor, packed: PackedSequences) -> Tensor:
     return expand(table, packed.items, *packed.groups)
 
 
-class TextProjection(nn.Module):
-    """Frozen text vectors to width d.
-
-    Args:
-        text_dim: width E of the text matrix.
-        dim: output width d.
-        hidden_layers: 0 gives one linear map without bias (``clean``: it keeps the geometry that
-            unseen items depend on); k > 0 gives the authors' GELU(Linear) followed by k times
-            (dropout, GELU(Linear)), whose outputs are never below -0.17.
-        dropout: between the hidden layers.
-    """
-
-    def __init__(
-        self, text_dim: int, dim: int, *, hidden_layers: int = 0, dropout: float = 0.1
-    ) -> None:
-        super().__init__()
-        if hidden_layers == 0:
-            self.layers = nn.ModuleList([Linear(text_dim, dim, bias=False)])
-        else:
-            self.layers = nn.ModuleList([Linear(text_dim, dim)])
-            self.layers.extend(Linear(dim, dim) for _ in range(hidden_layers))
-        self.drop = nn.Dropout(dropout)
-
-    def reset_parameters(self, text: Tensor) -> None:
-        """Scales the first map so that item vectors of ``text`` start with norm about 1."""
-        layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        if len(layers) == 1:
-            norm = text[1:].norm(dim=1).mean().clamp_min(1e-6).item() if len(text) > 1 else 1.0
-            nn.init.normal_(layers[0].weight, std=1.0 / (norm * math.sqrt(layers[0].out_features)))
-            return
-        for layer in layers:
-            nn.init.xavier_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, text: Tensor) -> Tensor:
-        first, *rest = self.layers
-        x = first(text)
-        if not rest:
-            return x
-        x = F.gelu(x)
-        for layer in rest:
-            x = F.gelu(layer(self.drop(x)))
-        return x
-
-
 class ItemTower(nn.Module):
     """Item vectors from IDs, from text, or from both.
 
@@ -86,11 +41,14 @@ class ItemTower(nn.Module):
             ``d - null_dim`` text columns as they are, and IDs in coordinates of their own, where
             the text has nothing to say and the IDs nothing to overwrite.
         null_dim: width of the IDs with ``"null_space"``.
-        hidden_layers: see :class:`TextProjection`.
+        hidden_layers: see :class:`padkern.models.text_maps.TextProjection`.
+        text_maps: above 1, text goes through that many maps that every item mixes in its own way,
+            :class:`padkern.models.text_maps.MixedProjection`.
         dropout: inside the projection and the ``"cat"`` map.
 
     Raises:
-        ValueError: an unknown kind or fuse, or a null space that does not fit.
+        ValueError: an unknown kind or fuse, a null space that does not fit, or both several maps
+            and hidden layers.
 
     Source: ``"null_space"`` after AlphaFuse, Hu et al. 2025, arXiv:2504.19218, with the principal
     components of the text (``text.pca``) as the row space.
@@ -106,6 +64,7 @@ class ItemTower(nn.Module):
         fuse: str = "sum",
         null_dim: int = 32,
         hidden_layers: int = 0,
+        text_maps: int = 1,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
@@ -127,9 +86,16 @@ class ItemTower(nn.Module):
         if kind != "text":
             width = dim if self.text_columns is None else null_dim
             self.id = nn.Parameter(torch.zeros(num_items + 1, width))
+        if text_maps < 1 or (text_maps > 1 and hidden_layers):
+            raise ValueError(
+                "text_maps must be at least 1, and 1 with hidden layers, "
+                f"got {text_maps} and {hidden_layers} hidden layers"
+            )
         if kind != "id" and self.text_columns is None:
-            self.project = TextProjection(
-                text_dim, dim, hidden_layers=hidden_layers, dropout=dropout
+            self.project = (
+                MixedProjection(text_dim, dim, maps=text_maps, dropout=dropout)
+                if text_maps > 1
+                else TextProjection(text_dim, dim, hidden_layers=hidden_layers, dropout=dropout)
             )
         if kind == "fused" and fuse == "cat":
             self.join = nn.Sequential(nn.Dropout(dropout), Linear(2 * dim, dim), nn.GELU())

@@ -7,8 +7,6 @@ A tower gives item vectors and takes the arguments of :class:`padkern.models.exp
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from padkern.data.batch import PackedSequences
 from padkern.models.encoder import SequenceEncoder
 from padkern.models.projection import Linear
+from padkern.models.text_maps import to_unit_variance
 from padkern.ops.short_attention import short_attention
 
 #: Root mean square of GELU at a standard normal variable.
@@ -25,12 +24,6 @@ _GELU_RMS = 0.652
 def _chosen(x: Tensor, rows: Tensor | None) -> Tensor:
     """Some rows of ``x``, or all."""
     return x if rows is None else x.index_select(0, rows)
-
-
-def _to_unit_variance(text: Tensor) -> float:
-    """Factor that gives the coordinates of ``text`` a mean square of 1, row 0 aside."""
-    square = text[1:].square().mean().item() if len(text) > 1 else 1.0
-    return max(square, 1e-12) ** -0.5
 
 
 class StartedTower(nn.Module):
@@ -68,7 +61,7 @@ class AdaptedTower(nn.Module):
     def __init__(self, adaptor: nn.Module, text: Tensor) -> None:
         super().__init__()
         self.adaptor = adaptor
-        self.scale = _to_unit_variance(text)
+        self.scale = to_unit_variance(text)
 
     def forward(
         self, text: Tensor, id_scale: Tensor | None = None, rows: Tensor | None = None
@@ -99,54 +92,6 @@ class MLPAdaptor(nn.Sequential):
             nn.init.zeros_(layer.bias)
 
 
-class WhiteningMixture(nn.Module):
-    r"""Mixture of parametric whitening maps.
-
-    .. math::
-        v = \sum_k g_k (x - b_k) W_k, \qquad
-        g = \mathrm{softmax}(x W_g + \delta), \quad
-        \delta = \varepsilon \odot (\mathrm{softplus}(x W_\delta) + 0.01)
-
-    with standard normal noise in training and without in evaluation. Dropout acts on the x of the
-    maps, the same mask for all of them.
-
-    Args:
-        text_dim: width E of the text, of variance about 1 per coordinate; vectors then start with
-            norm about 1.
-        dim: width d of item vectors.
-        experts: number of maps.
-        dropout: probability.
-
-    Source: Hou et al. 2022 (UniSRec), arXiv:2206.05941; noise floor and dropout as in the authors'
-    code (RUCAIBox/UniSRec at 3359a72).
-    """
-
-    _NOISE_FLOOR = 1e-2
-
-    def __init__(self, text_dim: int, dim: int, *, experts: int = 8, dropout: float = 0.2) -> None:
-        super().__init__()
-        self.experts, self.dim = experts, dim
-        self.drop = nn.Dropout(dropout)
-        # The mean of k independent maps is 1 / sqrt(k) of one.
-        spread = math.sqrt(experts / (dim * text_dim))
-        self.weight = nn.Parameter(torch.randn(experts * dim, text_dim) * spread)
-        self.shift = nn.Parameter(torch.zeros(experts, text_dim))
-        self.gate = nn.Parameter(torch.zeros(text_dim, experts))
-        self.noise = nn.Parameter(torch.zeros(text_dim, experts))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[R, d]`` from ``[R, E]``."""
-        logits = x @ self.gate
-        if self.training:
-            spread = F.softplus(x @ self.noise) + self._NOISE_FLOOR
-            logits = logits + torch.randn_like(logits) * spread
-        gate = logits.softmax(1)
-        mapped = (self.drop(x) @ self.weight.T).view(len(x), self.experts, self.dim)
-        weight = self.weight.view(self.experts, self.dim, -1)
-        moved = torch.einsum("kde,ke->kd", weight, self.shift)
-        return ((mapped - moved) * gate[:, :, None]).sum(1)
-
-
 class IdTextTower(nn.Module):
     """ID vector and linearly projected text, added or side by side.
 
@@ -170,7 +115,7 @@ class IdTextTower(nn.Module):
             raise ValueError(f"dim must be at least 2 to hold ID and text, got {dim}")
         self.join = join
         own, words = (dim, dim) if join == "sum" else (dim - dim // 2, dim // 2)
-        self.scale = _to_unit_variance(text)
+        self.scale = to_unit_variance(text)
         self.id = nn.Parameter(torch.randn(len(text), own) * 0.5 * own**-0.5)
         with torch.no_grad():
             self.id[0] = 0.0
@@ -236,7 +181,7 @@ class DualViewTower(nn.Module):
         text_dim, dim = text.shape[1], start.shape[1]
         hidden = max(text_dim // 2, 1)
         self.id = nn.Parameter(start.clone())
-        self.scale = _to_unit_variance(text)
+        self.scale = to_unit_variance(text)
         first, last = Linear(text_dim, hidden), Linear(hidden, dim)
         # Hidden units of variance 1, semantic vectors of length about 1.
         nn.init.normal_(first.weight, std=text_dim**-0.5)

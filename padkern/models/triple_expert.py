@@ -359,6 +359,7 @@ class TripleExpert(ExpertModel):
             vectors, see :class:`padkern.models.expert.ItemTower`.
         null_dim: width of the IDs with ``"null_space"``.
         text_layers: hidden layers of the text projections.
+        text_maps: linear maps that an item's text projection mixes; 1: one map for all items.
         pool_decay: starting decay of the recency path of the experts that see text; ``None``: none
             (0.6 in the ``"text_space"`` language expert, which always has one).
         pool_scale: starting factor of the aligned expert's recency path.
@@ -402,6 +403,7 @@ class TripleExpert(ExpertModel):
         fuse: str = "sum",
         null_dim: int = 32,
         text_layers: int = 0,
+        text_maps: int = 1,
         pool_decay: float | None = 0.6,
         pool_scale: float = 3.0,
         language: str = "text_space",
@@ -414,8 +416,8 @@ class TripleExpert(ExpertModel):
                 kind, num_items, text, dim=dim, max_len=max_len,
                 encoder=encoder, encoder_options=encoder_options,
                 num_layers=num_layers, num_heads=num_heads, dropout=dropout, fuse=fuse,
-                null_dim=null_dim, text_layers=text_layers, pool_decay=pool_decay,
-                pool_scale=pool_scale, language=language, id_init=id_init,
+                null_dim=null_dim, text_layers=text_layers, text_maps=text_maps,
+                pool_decay=pool_decay, pool_scale=pool_scale, language=language, id_init=id_init,
             )
             for name, kind in self.KINDS.items()
         }  # fmt: skip

@@ -75,6 +75,7 @@ class ModelConfig(Section):
     )
     null_dim: int = Field(32, ge=1, description="coordinates of the IDs with fuse null_space")
     text_layers: int = Field(0, ge=0)
+    text_maps: int = Field(1, ge=1, description="linear maps that an item's text mixes")
     pool_decay: float | None = Field(0.6, gt=0, le=1, description="recency path; None: none")
     pool_scale: float = Field(3.0, gt=0, description="starting factor of the fused recency path")
     language: Literal["text_space", "projected"] = Field(
@@ -103,6 +104,11 @@ class ModelConfig(Section):
             raise _unfit(f"null_dim must be below dim ({self.dim}), got {self.null_dim}")
         if self.fuse == "null_space" and self.text_layers:
             raise _unfit(f"fuse null_space takes no text_layers, got {self.text_layers}")
+        if self.text_maps > 1 and (self.text_layers or self.fuse == "null_space"):
+            raise _unfit(
+                "text_maps above 1 needs text_layers 0 and another fuse than null_space, "
+                f"got {self.text_maps}, {self.text_layers} and {self.fuse}"
+            )
         if self.encoder == "caser" and self.caser.window > self.max_len:
             raise _unfit(
                 f"caser.window must be at most max_len ({self.max_len}), got {self.caser.window}"
@@ -355,6 +361,22 @@ class RunConfig(Section):
             _place(values, key, value, source)
         return _validated(values, source)
 
+    def facts(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """What names the results of this configuration: every value that can change them.
+
+        Keys in :data:`_SILENT` are left out at their defaults: results that were computed before
+        the key came keep their names.
+
+        Args:
+            exclude: whole sections that the result does not depend on.
+        """
+        values = self.model_dump(mode="json", exclude=exclude)
+        del values["evaluation"]["resamples"]  # decides the intervals of a table, not the result
+        for section, key, default in _SILENT:
+            if section in values and values[section][key] == default:
+                del values[section][key]
+        return values
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
@@ -376,6 +398,7 @@ class RunConfig(Section):
 _LATER = (
     "model.caser",
     "model.null_dim",
+    "model.text_maps",
     "text.all_but_top",
     "text.null_space",
     "loss.calibration",
@@ -389,6 +412,9 @@ _LATER = (
     "disentangle.gate.fit_hide",
     "rivals",
 )
+
+#: Section, key and default of the later keys that :meth:`RunConfig.facts` leaves out.
+_SILENT = (("model", "text_maps", 1),)
 
 
 def _missing(wanted: dict[str, Any], found: Any, prefix: str = "") -> str | None:

@@ -119,6 +119,7 @@ class Phases:
             "fuse": model.fuse,
             "null_dim": model.null_dim,
             "text_layers": model.text_layers,
+            "text_maps": model.text_maps,
             "pool_decay": model.pool_decay,
             "pool_scale": model.pool_scale,
             "language": model.language,

@@ -19,8 +19,8 @@ from padkern.models.rivals import (
     MLPAdaptor,
     NullSpaceTower,
     StartedTower,
-    WhiteningMixture,
 )
+from padkern.models.text_maps import WhiteningMixture
 from padkern.pad.evaluation import Scorer
 from padkern.pad.ials import IALS
 from padkern.pad.item_to_item import EASE, ItemKNN

@@ -26,6 +26,7 @@ from padkern.pad.grid.cells import (
     store_data,
     train_and_rank,
 )
+from padkern.pad.grid.shared import phase_name, phases_of
 from padkern.pad.grid.spec import Cell, Grid, read_grid
 from padkern.pad.progress import Reporter
 
@@ -164,7 +165,8 @@ def _plan(
             train_and_rank(cell, folder.path, device=device, reporter=pilot)
         except Exception as error:
             reporter.message(f"pilot failed: {one_line(error)}")
-        estimates[f"{cell.dataset} / {cell.label}"] = pilot.estimate()
+        common = {phase: phase_name(cell, phase, device) for phase in phases_of(cell)}
+        estimates[f"{cell.dataset} / {cell.label}"] = pilot.estimate(common)
     spent = time.perf_counter() - began
     kept = budgets.trim(estimates.values(), len(grid.seeds), max(0.0, 60 * budget - spent))
     plan = {

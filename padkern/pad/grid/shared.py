@@ -16,7 +16,7 @@ from padkern.errors import CheckpointError
 from padkern.pad.folder import RunFolder
 from padkern.pad.grid.spec import Cell, digest
 
-__all__ = ["adopt", "phase_name", "phases_of", "publish"]
+__all__ = ["adopt", "missing_phases", "phase_name", "phases_of", "publish"]
 
 _NOTE = "adopted.json"
 #: Parts of the configuration that a phase does not read.
@@ -44,17 +44,29 @@ def phases_of(cell: Cell) -> tuple[str, ...]:
     return tuple(found)
 
 
-def phase_name(cell: Cell, phase: str, device: str) -> str:
-    """Folder of a phase: unlike that of any other that may end with other bits."""
+def phase_name(cell: Cell, phase: str, device: str, threads: int | None = None) -> str:
+    """Folder of a phase: unlike that of any other that may end with other bits.
+
+    Args:
+        cell: that needs it.
+        phase: one of :func:`phases_of`.
+        device: of the cell.
+        threads: of the process that trains it; default this one's.
+    """
     import torch
 
     from padkern import __version__
 
-    config = cell.config.model_dump(mode="json", exclude=set(_UNREAD[phase]))
-    del config["evaluation"]["resamples"]
-    facts = [phase, cell.data_id, config, device, torch.get_num_threads()]
+    config = cell.config.facts(exclude=set(_UNREAD[phase]))
+    facts = [phase, cell.data_id, config, device, threads or torch.get_num_threads()]
     facts += [__version__, torch.__version__]
     return f"{cell.dataset}--{phase}--seed-{cell.seed}--{digest(facts)}"
+
+
+def missing_phases(cell: Cell, root: Path, device: str, threads: int | None = None) -> set[str]:
+    """Names of the phases that a cell would have to train and others might too."""
+    names = {phase_name(cell, phase, device, threads) for phase in phases_of(cell)}
+    return {name for name in names if not _place(root, name).is_dir()}
 
 
 def adopt(cell: Cell, root: Path, folder: RunFolder, device: str) -> dict[str, float]:

@@ -95,9 +95,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Readable, and unlike that of any cell with another configuration: a folder's name."""
-        config = self.config.model_dump(mode="json")
-        del config["evaluation"]["resamples"]  # decides the intervals of the table, not the cell
-        facts = [_FORMAT, self.method, self.data_id, config]
+        facts = [_FORMAT, self.method, self.data_id, self.config.facts()]
         return f"{self.dataset}--{self.label}--seed-{self.seed}--{digest(facts)}"
 
     def __str__(self) -> str:

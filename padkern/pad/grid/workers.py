@@ -9,15 +9,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from padkern.pad.grid.shared import missing_phases
 from padkern.pad.grid.spec import Cell
 from padkern.pad.progress import Reporter
 
-__all__ = ["run_in_processes"]
+__all__ = ["first_free", "run_in_processes"]
 
 
 def run_in_processes(
@@ -25,27 +26,34 @@ def run_in_processes(
 ) -> Iterator[tuple[Cell, tuple[str, str] | None]]:
     """Runs cells, at most ``jobs`` at a time, each with its share of the processors.
 
+    A cell waits while another trains a phase that it needs: it will find it there.
+
     Yields:
         As cells end, the cell and None, or one line of what went wrong and the traceback.
     """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting = list(reversed(cells))
-    running: dict[Connection, tuple[Cell, Any]] = {}
+    waiting = list(cells)
+    running: dict[Connection, tuple[Cell, Any, set[str]]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                cell = waiting.pop()
+            while len(running) < jobs:
+                trained = set().union(*(phases for _, _, phases in running.values()))
+                wanted = [missing_phases(cell, out, device, threads) for cell in waiting]
+                place = first_free(wanted, trained)
+                if place is None:
+                    break
+                cell, phases = waiting.pop(place), wanted[place]
                 here, there = context.Pipe(duplex=False)
                 process = context.Process(
                     target=_work, args=(cell, out, device, threads, there), daemon=True
                 )
                 process.start()
                 there.close()  # the other end is the process's alone: it ends with the process
-                running[here] = cell, process
+                running[here] = cell, process, phases
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                cell, process = running.pop(ready)
+                cell, process, _ = running.pop(ready)
                 try:
                     error = ready.recv()
                     process.join()
@@ -55,10 +63,15 @@ def run_in_processes(
                 ready.close()
                 yield cell, error
     finally:
-        for _, process in running.values():
+        for _, process, _ in running.values():
             process.terminate()
-        for _, process in running.values():
+        for _, process, _ in running.values():
             process.join()
+
+
+def first_free(wanted: Sequence[Set[str]], trained: Set[str]) -> int | None:
+    """Place of the first cell that needs none of the phases in training; None: all wait."""
+    return next((n for n, phases in enumerate(wanted) if not phases & trained), None)
 
 
 def _work(cell: Cell, out: Path, device: str, threads: int, pipe: Connection) -> None:
