@@ -27,18 +27,10 @@ WAYS = {
     "uniform weights": [GATE + "learning=uniform", GATE + "hide=0"],
     "trained with the experts": [GATE + "learning=joint", GATE + "hide=0"],
     "trained with the experts, rare items hidden": [GATE + "learning=joint", GATE + "hide=0.5"],
-    "held-out targets": [GATE + "cold_tolerance=0", GATE + "hide=0"],
-    "held-out targets, unseen items raised": [GATE + "hide=0"],
-    "held-out targets, unseen items raised, rare items hidden": [GATE + "hide=0.5"],
-    "held-out targets, rare items hidden in the fit, unseen items raised": [
-        GATE + "fit_hide=0.5",
-        GATE + "hide=0",
-    ],
-    "continuous, held-out targets, unseen items raised": [
-        GATE + "form=continuous",
-        GATE + "hide=0",
-    ],
-    "per item, held-out targets, unseen items raised": [GATE + "form=per_item", GATE + "hide=0"],
+    "held-out targets": [GATE + "cold_tolerance=0", GATE + "rare_tolerance=0", GATE + "hide=0"],
+    "held-out targets, unseen items raised": [GATE + "rare_tolerance=0", GATE + "hide=0"],
+    "held-out targets, rare and unseen items raised": [GATE + "hide=0"],
+    "held-out targets, rare and unseen items raised, rare items hidden": [GATE + "hide=0.5"],
 }
 GROUPS = ("all", "freq_0", "freq_1_5", "freq_6_50", "freq_gt_50")
 

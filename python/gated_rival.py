@@ -33,7 +33,7 @@ def main() -> None:
         rival = run.scorers["id_plus_text"]
         rival.gate = FrequencyGate(run.bins.num_bins, 1)
         config = run.config.disentangle.gate
-        data = held_out(rival, run.split.valid)
+        data = held_out(rival, run.split.valid, train_frequency=run.split.train_frequency)
         set_gate(rival, fit_gate(rival, data, config, seed=run.config.seed))
         for name, row in (("gated rival", "id_plus_text"), ("pad", "pad")):
             evaluation = run.evaluate("test", row)

@@ -303,7 +303,7 @@ def test_unseen_items_are_raised_as_far_as_the_tolerance_goes(form, tolerance):
 def test_a_fit_that_hides_every_item_learns_the_unseen_row_alone(form):
     phases = ring.make_phases(
         [GATE + f"form={form}", GATE + "fit_hide=1", GATE + "hide_max_frequency=1000",
-         GATE + "cold_tolerance=0"]
+         GATE + "cold_tolerance=0", GATE + "rare_tolerance=0"]
     )  # fmt: skip
     model = phases.build("pad").eval()
     before = model.gate.logit.detach().clone()

@@ -194,6 +194,9 @@ class GateConfig(Section):
     cold_tolerance: float = Field(
         0.01, ge=0, lt=1, description="relative NDCG@10 that raising unseen items may cost"
     )
+    rare_tolerance: float = Field(
+        0.005, ge=0, lt=1, description="relative NDCG@10 that raising rare items may cost"
+    )
     train_lr: float = Field(1e-2, ge=0, description="of a gate trained with the experts")
     hide: float = Field(0.5, ge=0, le=1, description="share of rare items unseen in a step")
     hide_max_frequency: int = Field(5, ge=0, description="training count up to which one is rare")
@@ -364,17 +367,21 @@ class RunConfig(Section):
     def facts(self, exclude: set[str] | None = None) -> dict[str, Any]:
         """What names the results of this configuration: every value that can change them.
 
-        Keys in :data:`_SILENT` are left out at their defaults: results that were computed before
-        the key came keep their names.
+        Keys in :data:`_SILENT` are left out where they say what was done before they came: results
+        of that time keep their names.
 
         Args:
             exclude: whole sections that the result does not depend on.
         """
         values = self.model_dump(mode="json", exclude=exclude)
         del values["evaluation"]["resamples"]  # decides the intervals of a table, not the result
-        for section, key, default in _SILENT:
-            if section in values and values[section][key] == default:
-                del values[section][key]
+        for key, before in _SILENT.items():
+            *sections, leaf = key.split(".")
+            place: Any = values
+            for section in sections:
+                place = place.get(section, {})
+            if place.get(leaf, None) == before:
+                del place[leaf]
         return values
 
     def to_yaml(self) -> str:
@@ -388,13 +395,17 @@ class RunConfig(Section):
         except yaml.YAMLError as error:
             raise UsageError(f"configuration is not YAML: {error}") from error
         config = _validated(values, "configuration")
+        for key, before in _SILENT.items():
+            if isinstance(values, dict) and not _has(values, key):
+                config = config.with_values({key: before}, "configuration")
         missing = _missing(config.model_dump(), values)
         if missing:
             raise UsageError(f"configuration: {missing} is missing")
         return config
 
 
-#: Keys that came after runs had been stored: without them a run did what their defaults say.
+#: Keys that came after runs had been stored: without them a run did what their defaults say, or
+#: :data:`_SILENT`.
 _LATER = (
     "model.caser",
     "model.null_dim",
@@ -410,11 +421,22 @@ _LATER = (
     "disentangle.gate.knots",
     "disentangle.gate.pull",
     "disentangle.gate.fit_hide",
+    "disentangle.gate.rare_tolerance",
     "rivals",
 )
 
-#: Section, key and default of the later keys that :meth:`RunConfig.facts` leaves out.
-_SILENT = (("model", "text_maps", 1),)
+#: Later keys with the value that says what was done before they came.
+_SILENT: dict[str, Any] = {"model.text_maps": 1, "disentangle.gate.rare_tolerance": 0.0}
+
+
+def _has(values: dict[str, Any], key: str) -> bool:
+    """Whether a dotted key is there."""
+    place: Any = values
+    for part in key.split("."):
+        if not isinstance(place, dict) or part not in place:
+            return False
+        place = place[part]
+    return True
 
 
 def _missing(wanted: dict[str, Any], found: Any, prefix: str = "") -> str | None:

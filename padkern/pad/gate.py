@@ -1,13 +1,16 @@
-"""How the frequency gate is learned: on held-out targets, and with a say for unseen items.
+"""How the frequency gate is learned: on held-out targets, with a say for rare and unseen items.
 
 A gate trained on training positives trusts the ID vectors of rare items, because the experts have
 memorised exactly those positives. So the gate is fitted where it will be used: on targets that the
-experts have not been trained on (the validation targets), everything else frozen. Items without any
-training interaction get a bin of their own, and one rule more: cross-entropy fits how many unseen
-items are wanted, which is few, and so pushes all of them down. Their weights are therefore raised
-together as far as the ranking of *all* validation targets does not pay more than
-``cold_tolerance``. That price depends on how many items are unseen: when items are added after
-training, the row of unseen items is fitted anew for the larger catalogue (:func:`fit_new_items`).
+experts have not been trained on (the validation targets), everything else frozen.
+
+Two rules follow, for cross-entropy fits how many rare and unseen items are wanted, which is few,
+and so pushes all of them down. The weights of rows that are mostly rare items' are raised together
+as far as the ranking of *all* validation targets does not pay more than ``rare_tolerance``; then
+those of items without any training interaction, which have a row of their own, as far as it does
+not pay more than ``cold_tolerance``. That price depends on how many items are unseen: when items
+are added after training, the row of unseen items is fitted anew for the larger catalogue
+(:func:`fit_new_items`).
 The comparison of the ways to learn a gate stands in ``docs/gate.md``.
 """
 
@@ -15,16 +18,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from padkern.data.batch import stream_key
 from padkern.data.split import EvalSplit
+from padkern.models.gates import ItemGate
 from padkern.models.triple_expert import ExpertModel
 from padkern.modules import FrequencyGate
 from padkern.ops.catalogue_loss import catalogue_cross_entropy
@@ -36,6 +42,8 @@ from padkern.pad.significance import metric_values
 CHUNK = 256
 #: Factors on the unseen bin's weights that are tried, ascending.
 UNSEEN_FACTORS = tuple(1.1**step for step in range(11))
+#: Factors on the weights of rare items that are tried, ascending.
+RARE_FACTORS = tuple(1.05**step for step in range(11))
 #: Bounds on the share of items that :func:`fit_new_items` hides.
 _NEW_LEAST, _NEW_MOST = 0.05, 0.5
 
@@ -50,6 +58,8 @@ class HeldOut:
         tables: item vectors ``[N + 1, d_e]`` of every expert.
         rare: ``[N + 1]`` bool, items of which a fit may hide some; ``None``: none.
         cold: ``tables`` with all rare items hidden; empty without them.
+        frequency: ``[N + 1]`` training counts, by which a fit knows the items to raise; ``None``:
+            it raises unseen items alone.
     """
 
     split: EvalSplit
@@ -57,6 +67,7 @@ class HeldOut:
     tables: list[Tensor]
     rare: Tensor | None = None
     cold: list[Tensor] = field(default_factory=list)
+    frequency: Tensor | None = None
 
 
 def rare_items(train_frequency: np.ndarray, config: GateConfig) -> np.ndarray:
@@ -70,13 +81,19 @@ def hidden_in_fit(train_frequency: np.ndarray, config: GateConfig) -> np.ndarray
 
 
 @torch.no_grad()
-def held_out(model: ExpertModel, split: EvalSplit, rare: np.ndarray | None = None) -> HeldOut:
+def held_out(
+    model: ExpertModel,
+    split: EvalSplit,
+    rare: np.ndarray | None = None,
+    train_frequency: np.ndarray | None = None,
+) -> HeldOut:
     """Encodes the histories of ``split`` once.
 
     Args:
         model: the frozen experts.
         split: histories and targets.
         rare: ``[N + 1]`` bool, items that a fit may hide, see :func:`hidden_in_fit`.
+        train_frequency: ``[N + 1]`` training counts, for a fit that raises rare items.
     """
     model.eval()
     scorer = model.frozen()
@@ -86,10 +103,14 @@ def held_out(model: ExpertModel, split: EvalSplit, rare: np.ndarray | None = Non
         states = scorer.user_states(split.history.take(rows))
         parts.append(states[: len(split) - low])
     states, tables = torch.cat(parts), list(scorer.tables)
+    data = HeldOut(split, states, tables)
+    if train_frequency is not None:
+        counts = torch.from_numpy(train_frequency).to(model.text.device)
+        data = replace(data, frequency=counts)
     if rare is None:
-        return HeldOut(split, states, tables)
+        return data
     items = torch.from_numpy(rare).to(model.text.device)
-    return HeldOut(split, states, tables, items, model.tables(items))
+    return replace(data, rare=items, cold=model.tables(items))
 
 
 def fit_gate(
@@ -106,11 +127,11 @@ def fit_gate(
     Args:
         model: gives bins and the gate, where the fit starts; not changed.
         data: see :func:`held_out`.
-        config: steps, learning rate, tolerance, share of rare items that a step hides, and the
+        config: steps, learning rate, tolerances, share of rare items that a step hides, and the
             penalty on an item's own logits of a ``"per_item"`` gate.
         seed: root of the draws.
         users: rows of the split to fit on; default all.
-        mask_repeats: as in the evaluation whose NDCG@10 decides how far unseen items are raised.
+        mask_repeats: as in the evaluation whose NDCG@10 decides how far items are raised.
 
     Returns:
         Logits of the shape of ``model.gate.logit`` (``[num_bins + 1, E]`` of a gate on bins), on
@@ -125,8 +146,14 @@ def fit_gate(
         return _hidden(data, config, seed, step)
 
     _descend(gate, model, data, config, users, hide, (seed, "gate"))
-    if config.cold_tolerance > 0 and gate.form != "sigmoid":
-        _raise_unseen(gate, model, data, users, config.cold_tolerance, mask_repeats)
+    if gate.form == "sigmoid":  # its weights sum to 1
+        return gate.logit.detach()
+    lift = partial(_raise, gate, model, data, users, mask_repeats=mask_repeats)
+    if config.rare_tolerance > 0 and data.frequency is not None:
+        rows = rare_rows(model, data.frequency, config.hide_max_frequency)
+        lift(rows, RARE_FACTORS, config.rare_tolerance)
+    if config.cold_tolerance > 0:
+        lift(_unseen_rows(model), UNSEEN_FACTORS, config.cold_tolerance)
     return gate.logit.detach()
 
 
@@ -176,9 +203,11 @@ def fit_new_items(
 
     _descend(gate, model, data, config, users, hide, (seed, "gate/arrivals"), row=row)
     if config.cold_tolerance > 0 and gate.form != "sigmoid":
-        _raise_unseen(
-            gate, model, data, users, config.cold_tolerance, mask_repeats, hide(config.steps)
-        )
+        hidden = hide(config.steps)
+        _raise(
+            gate, model, data, users, _unseen_rows(model, hidden), UNSEEN_FACTORS,
+            config.cold_tolerance, mask_repeats=mask_repeats, hidden=hidden,
+        )  # fmt: skip
     return gate.logit.detach()
 
 
@@ -250,38 +279,66 @@ def _folded(
     return gate.fold(tables, model.bins(hidden), backend=model.backend)
 
 
+def _unseen_rows(model: ExpertModel, hidden: Tensor | None = None) -> list[int]:
+    """Row of the gate's table that unseen and hidden items read, if there are any."""
+    unseen_bin = model.unseen_bin
+    if unseen_bin is None or not bool((model.bins(hidden) == unseen_bin).any()):
+        return []  # of rows that nobody reads every factor would do, and the largest is no answer
+    return [model.gate.unseen_row(unseen_bin)]
+
+
+def rare_rows(model: ExpertModel, train_frequency: Tensor, most: int) -> list[int]:
+    """Rows of the gate's table (bins, or knots) that are mostly rare items'.
+
+    Args:
+        model: gives the gate and the bins.
+        train_frequency: ``[N + 1]`` training counts.
+        most: an item with 1 to this many training interactions is rare.
+
+    Returns:
+        Rows of which rare items have at least half: of the items that read the row, each with its
+        share of it.
+    """
+    gate, bins = model.gate, model.item_bins
+    read = gate.mix if isinstance(gate, ItemGate) else F.one_hot(bins, len(gate.logit)).float()
+    read = read[1:] * (train_frequency[1:, None] > 0)
+    rare, total = read[train_frequency[1:] <= most].sum(0), read.sum(0)
+    return torch.nonzero((total > 0) & (2 * rare >= total)).squeeze(1).tolist()
+
+
 @torch.no_grad()
-def _raise_unseen(
+def _raise(
     gate: FrequencyGate,
     model: ExpertModel,
     data: HeldOut,
     users: np.ndarray,
+    rows: Sequence[int],
+    factors: Sequence[float],
     tolerance: float,
+    *,
     mask_repeats: bool,
     hidden: Tensor | None = None,
 ) -> None:
-    """Largest factor on the unseen bin whose NDCG@10 over all users stays within tolerance."""
-    unseen_bin = model.unseen_bin
-    if unseen_bin is None:
+    """Largest factor on rows of the gate whose NDCG@10 over all users stays within tolerance."""
+    if not (rows and len(users)):
         return
-    unseen = (model.bins(hidden) == unseen_bin)[:, None]
-    if not (len(users) and bool(unseen.any())):
-        return  # every factor would do as well, and the largest is no answer
-    folded = _folded(gate, model, data, hidden)
+    before = gate.logit.detach().clone()
     states, history = data.states[users], data.split.history.take(users)
     # Popular items first: most users are then known to miss the first ten after a few items.
-    popular = np.argsort(-np.bincount(history.values, minlength=len(folded))[1:], kind="stable") + 1
-    gained = np.zeros(len(UNSEEN_FACTORS))
-    for place, factor in enumerate(UNSEEN_FACTORS):
+    counts = np.bincount(history.values, minlength=model.num_items + 1)
+    popular = np.argsort(-counts[1:], kind="stable") + 1
+    gained = np.zeros(len(factors))
+    for place, factor in enumerate(factors):
+        gate.logit[rows] = before[rows] + math.log(factor)
         ranks = count_ranks(
-            states, torch.where(unseen, folded * factor, folded),
-            data.split.targets[users], history.values, history.offsets,
+            states, _folded(gate, model, data, hidden), data.split.targets[users],
+            history.values, history.offsets,
             mask_repeats=mask_repeats, at_most=10, order=popular, backend=model.backend,
         )  # fmt: skip
         gained[place] = metric_values(ranks.cpu().numpy(), "ndcg@10").sum()
     floor = gained.max() * (1 - tolerance)
-    best = max(f for f, g in zip(UNSEEN_FACTORS, gained, strict=True) if g >= floor)
-    gate.logit[gate.unseen_row(unseen_bin)] += math.log(best)
+    best = max(f for f, g in zip(factors, gained, strict=True) if g >= floor)
+    gate.logit[rows] = before[rows] + math.log(best)
 
 
 @torch.no_grad()

@@ -323,7 +323,7 @@ class Phases:
 
     def _held_out(self, model: ExpertModel) -> HeldOut:
         hidden = hidden_in_fit(self.train_frequency, self.config.disentangle.gate)
-        return held_out(model, self.valid, hidden)
+        return held_out(model, self.valid, hidden, self.train_frequency)
 
     # -- parts -------------------------------------------------------------------------------
 

@@ -164,8 +164,9 @@ class LoadedRun:
                     "gate's weights of unseen items were fitted on the validation targets"
                 )
             counts = self.split.train_frequency
+            data = held_out(self.model, part, hidden_in_fit(counts, gate), counts)
             return cross_fitted(
-                self.model, held_out(self.model, part, hidden_in_fit(counts, gate)), counts, gate,
+                self.model, data, counts, gate,
                 seed=self.config.seed, mask_repeats=self.config.evaluation.mask_repeats,
             )  # fmt: skip
         return evaluate_row(self.scorers[row], self.split, part, self.bins, self.config)

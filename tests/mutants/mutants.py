@@ -756,9 +756,23 @@ GRID = (
     Mutant(
         "phases_are_shared_whatever_their_configuration",
         "padkern/pad/grid/shared.py",
-        "facts = [phase, cell.data_id, config, device, torch.get_num_threads()]",
-        "facts = [phase, cell.data_id, device, torch.get_num_threads()]",
+        "facts = [phase, cell.data_id, config, device, threads or torch.get_num_threads()]",
+        "facts = [phase, cell.data_id, device, threads or torch.get_num_threads()]",
         _select("test_shared_phases", "keeps_it_apart"),
+    ),
+    Mutant(
+        "cells_do_not_wait_for_phases",
+        "padkern/pad/grid/workers.py",
+        "if not phases & trained), None)",
+        "), None)",
+        _select("test_shared_phases", "waits or same_time"),
+    ),
+    Mutant(
+        "phases_in_common_count_for_each_cell",
+        "padkern/pad/grid/budget.py",
+        "costs += common.values()",
+        "costs += [cost for estimate in estimates for cost in estimate.shared.values()]",
+        _select("test_compare", "counts_once"),
     ),
     Mutant(
         "a_damaged_phase_stays",
@@ -901,6 +915,27 @@ COLD = (
         "gate.logit.grad[others] = 0",
         "gate.logit.grad[others] *= 1",
         _select("test_new_items_gate", "fitted_anew"),
+    ),
+    Mutant(
+        "unseen_items_count_as_rare",
+        "padkern/pad/gate.py",
+        "read = read[1:] * (train_frequency[1:, None] > 0)",
+        "read = read[1:]",
+        _select("test_rare_gate", "mostly or knots or far"),
+    ),
+    Mutant(
+        "rare_items_are_raised_whatever_it_costs",
+        "padkern/pad/gate.py",
+        "floor = gained.max() * (1 - tolerance)",
+        "floor = gained.min()",
+        _select("test_rare_gate", "far"),
+    ),
+    Mutant(
+        "every_item_mixes_the_maps_alike",
+        "padkern/models/text_maps.py",
+        "gate = logits.softmax(1)",
+        "gate = logits.mean(0, keepdim=True).softmax(1).expand(len(x), -1)",
+        _select("test_text_maps", "kinds"),
     ),
     Mutant(
         "text_knn_moves_its_mean",

@@ -95,7 +95,10 @@ class Cell:
     @property
     def name(self) -> str:
         """Readable, and unlike that of any cell with another configuration: a folder's name."""
-        facts = [_FORMAT, self.method, self.data_id, self.config.facts()]
+        config = self.config
+        if self.method != "pad":  # no other method has a gate that this could act on
+            config = config.with_values({"disentangle.gate.rare_tolerance": 0.0}, "name")
+        facts = [_FORMAT, self.method, self.data_id, config.facts()]
         return f"{self.dataset}--{self.label}--seed-{self.seed}--{digest(facts)}"
 
     def __str__(self) -> str:
