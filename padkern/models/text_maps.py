@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from padkern.models.projection import Linear, project
 
-#: Length of the random part in which the maps of a :class:`MixedProjection` differ at the start;
-#: what they share has length about 1.
+#: Length of what the mixture of a :class:`MixedProjection` adds at the start; the shared map gives
+#: length about 1.
 _DIFFERENCE = 0.3
 
 
@@ -123,35 +123,39 @@ class WhiteningMixture(nn.Module):
 class MixedProjection(nn.Module):
     """Frozen text vectors to width d through maps that every item mixes in its own way.
 
-    A :class:`WhiteningMixture` on text of variance 1, whose maps start as the first d coordinates
-    of the text plus small differences. With one map for all items there is little that text can
-    learn besides a rotation; items of different kinds get maps of their own here, at the price of
-    the geometry that unseen items depend on.
+    A linear map that all items share plus a :class:`WhiteningMixture`, both on text of variance 1.
+    The shared map starts as the first d coordinates of the text, the mixture small. With the shared
+    map alone there is little that text can learn besides a rotation; items of different kinds get
+    maps of their own here. Dropout acts on the mixture: on the shared map too it cost 0.2 to 0.4
+    points of the aligned expert's NDCG@10 (validation, Amazon Scientific).
 
     Args:
         text_dim: width E of the text matrix.
         dim: output width d.
-        maps: number of maps.
-        dropout: probability, on the text.
+        maps: number of maps in the mixture.
+        dropout: probability, on the text that the mixture sees.
     """
 
     scale: Tensor
 
     def __init__(self, text_dim: int, dim: int, *, maps: int, dropout: float = 0.1) -> None:
         super().__init__()
+        self.shared = Linear(text_dim, dim, bias=False)
         self.mixture = WhiteningMixture(text_dim, dim, experts=maps, dropout=dropout)
         self.register_buffer("scale", torch.ones(()))
 
     def reset_parameters(self, text: Tensor) -> None:
         """Measures the text, starts the maps; item vectors start with norm about 1."""
-        weight = self.mixture.weight
-        dim, text_dim = self.mixture.dim, weight.shape[1]
+        weight = self.shared.weight
+        dim, text_dim = weight.shape
+        nn.init.normal_(weight, std=(dim * text_dim) ** -0.5)
         with torch.no_grad():
             self.scale.fill_(to_unit_variance(text))
             if dim <= text_dim:
-                first = torch.eye(dim, text_dim) * dim**-0.5
-                weight.mul_(_DIFFERENCE).add_(first.repeat(self.mixture.experts, 1))
+                weight.copy_(torch.eye(dim, text_dim) * dim**-0.5)
+            self.mixture.weight.mul_(_DIFFERENCE)
 
     def forward(self, text: Tensor) -> Tensor:
         """``[R, d]`` from ``[R, E]``."""
-        return self.mixture(self.scale * text)
+        x = self.scale * text
+        return self.shared(x) + self.mixture(x)
