@@ -33,7 +33,10 @@ def load(*names: str) -> dict[str, Methods]:
     found: dict[str, Methods] = {}
     for name in names:
         content = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        found |= {key: entry["methods"] for key, entry in content["datasets"].items()}
+        for key, entry in content["datasets"].items():
+            if key not in TITLES or key in found:
+                raise SystemExit(f"{name}: data set {key} is unknown or there twice")
+            found[key] = entry["methods"]
     return {key: found[key] for key in TITLES if key in found}
 
 

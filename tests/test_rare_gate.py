@@ -12,7 +12,7 @@ from padkern.data.bins import frequency_bins
 from padkern.data.split import make_split
 from padkern.models.gates import ITEM_FORMS
 from padkern.pad.config import RunConfig
-from padkern.pad.gate import RARE_FACTORS, fit_gate, held_out, rare_rows, set_gate
+from padkern.pad.gate import RARE_FACTORS, UNSEEN_FACTORS, fit_gate, held_out, rare_rows, set_gate
 from padkern.pad.grid.spec import parse_grid
 from padkern.pad.phases import Phases
 from padkern.pad.stored import transform_text
@@ -120,6 +120,42 @@ def test_a_normalised_gate_is_left_alone():
     torch.testing.assert_close(fitted(phases, model), before, rtol=0, atol=1e-6)
 
 
+def test_phases_tell_the_fit_who_is_rare():
+    fits = {}
+    for tolerance in (0.0, 0.2):
+        phases = make_phases(GATE + f"rare_tolerance={tolerance}")
+        model = with_gate(phases)
+        rows = rare_rows(model, torch.from_numpy(phases.train_frequency), 4)
+        phases.fit_gate(model)
+        fits[tolerance] = model.gate.logit.detach().clone()
+    raised = (fits[0.2] - fits[0.0]).exp()[rows]
+    assert raised.min() > 1.04
+
+
+def test_unseen_items_are_raised_beside_raised_rare_ones():
+    """The second price is measured with the first raise in place."""
+    changes = [GATE + "rare_tolerance=0.2", GATE + "cold_tolerance=0.2"]
+    phases = make_phases(*changes, users=60, items=150)
+    model = with_gate(phases)
+    before = model.gate.logit.detach().clone()
+    unseen = phases.bins.unseen_bin
+    rows = rare_rows(model, torch.from_numpy(phases.train_frequency), 4)
+    after = fitted(phases, model)
+    rare_factor = float((after - before)[rows].exp().max())
+    trial = before.clone()
+    trial[rows] += np.log(rare_factor)
+    scores = {}
+    for factor in UNSEEN_FACTORS:
+        with_unseen = trial.clone()
+        with_unseen[unseen] += np.log(factor)
+        set_gate(model, with_unseen)
+        scores[factor] = phases._evaluate(model).metrics()["all"]["ndcg@10"]
+    floor = 0.8 * max(scores.values())
+    want = max(factor for factor, score in scores.items() if score >= floor - 1e-12)
+    raised = (after - before)[unseen].exp()
+    torch.testing.assert_close(raised, torch.full_like(raised, want), rtol=1e-4, atol=0)
+
+
 def test_runs_of_before_are_read_as_what_they_did():
     clean = RunConfig.preset("clean")
     assert clean.disentangle.gate.rare_tolerance == 0.005
@@ -132,13 +168,15 @@ def test_runs_of_before_are_read_as_what_they_did():
 
 
 def test_names_of_cells_tell_results_with_and_without_apart():
-    def names(value: float) -> dict[str, str]:
+    def names(value: float, more: str = "") -> dict[str, str]:
         grid = parse_grid(
             "datasets: [a]\nmethods: [aligned, pad]\nseeds: [1]\n"
-            f"set: {{disentangle.gate.rare_tolerance: {value}}}", "g",
+            f"set: {{disentangle.gate.rare_tolerance: {value}{more}}}", "g",
         )  # fmt: skip
         return {cell.method: cell.name for cell in grid.cells()}
 
     without, few, many = names(0.0), names(0.005), names(0.1)
     assert without["aligned"] == few["aligned"] == many["aligned"]
     assert len({without["pad"], few["pad"], many["pad"]}) == 3
+    joint = ", disentangle.gate.learning: joint"
+    assert names(0.0, joint) == names(0.005, joint)

@@ -169,10 +169,13 @@ def test_unfit_choices_are_one_clear_error(overrides, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(("maps", "hidden"), [(0, 0), (2, 1)])
-def test_the_tower_refuses_them_too(maps, hidden):
-    with pytest.raises(ValueError, match=f"text_maps must be .*, got {maps} and {hidden} hidden"):
-        ItemTower("fused", N, E, D, text_maps=maps, hidden_layers=hidden)
+@pytest.mark.parametrize(
+    ("maps", "hidden", "fuse"), [(0, 0, "sum"), (2, 1, "sum"), (2, 0, "null_space")]
+)
+def test_the_tower_refuses_them_too(maps, hidden, fuse):
+    found = f"got {maps}, {hidden} hidden layers and fuse '{fuse}'"
+    with pytest.raises(ValueError, match=f"text_maps must be .*, {found}"):
+        ItemTower("fused", N, E, D, text_maps=maps, hidden_layers=hidden, fuse=fuse, null_dim=4)
 
 
 def test_results_from_before_the_key_keep_their_names():

@@ -43,12 +43,12 @@ class ItemTower(nn.Module):
         null_dim: width of the IDs with ``"null_space"``.
         hidden_layers: see :class:`padkern.models.text_maps.TextProjection`.
         text_maps: above 1, text goes through that many maps that every item mixes in its own way,
-            :class:`padkern.models.text_maps.MixedProjection`.
+            beside a shared one, :class:`padkern.models.text_maps.MixedProjection`.
         dropout: inside the projection and the ``"cat"`` map.
 
     Raises:
-        ValueError: an unknown kind or fuse, a null space that does not fit, or both several maps
-            and hidden layers.
+        ValueError: an unknown kind or fuse, a null space that does not fit, or several maps with
+            hidden layers or a null space.
 
     Source: ``"null_space"`` after AlphaFuse, Hu et al. 2025, arXiv:2504.19218, with the principal
     components of the text (``text.pca``) as the row space.
@@ -86,10 +86,11 @@ class ItemTower(nn.Module):
         if kind != "text":
             width = dim if self.text_columns is None else null_dim
             self.id = nn.Parameter(torch.zeros(num_items + 1, width))
-        if text_maps < 1 or (text_maps > 1 and hidden_layers):
+        null_space = kind == "fused" and fuse == "null_space"
+        if text_maps < 1 or (text_maps > 1 and (hidden_layers or null_space)):
             raise ValueError(
-                "text_maps must be at least 1, and 1 with hidden layers, "
-                f"got {text_maps} and {hidden_layers} hidden layers"
+                "text_maps must be at least 1, and 1 with hidden layers or null_space, "
+                f"got {text_maps}, {hidden_layers} hidden layers and fuse {fuse!r}"
             )
         if kind != "id" and self.text_columns is None:
             self.project = (
@@ -101,7 +102,7 @@ class ItemTower(nn.Module):
             self.join = nn.Sequential(nn.Dropout(dropout), Linear(2 * dim, dim), nn.GELU())
 
     def projected_text(self, text: Tensor) -> Tensor:
-        """``[N + 1, d]`` projected text; the padding row stays zero in the linear form.
+        """``[N + 1, d]`` projected text; the padding row stays zero with one linear map.
 
         With ``"null_space"`` the text columns ``[N + 1, d - null_dim]``.
         """

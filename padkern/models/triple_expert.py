@@ -359,7 +359,7 @@ class TripleExpert(ExpertModel):
             vectors, see :class:`padkern.models.expert.ItemTower`.
         null_dim: width of the IDs with ``"null_space"``.
         text_layers: hidden layers of the text projections.
-        text_maps: linear maps that an item's text projection mixes; 1: one map for all items.
+        text_maps: above 1, linear maps that an item's text mixes beside a shared one.
         pool_decay: starting decay of the recency path of the experts that see text; ``None``: none
             (0.6 in the ``"text_space"`` language expert, which always has one).
         pool_scale: starting factor of the aligned expert's recency path.

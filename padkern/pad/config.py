@@ -75,7 +75,7 @@ class ModelConfig(Section):
     )
     null_dim: int = Field(32, ge=1, description="coordinates of the IDs with fuse null_space")
     text_layers: int = Field(0, ge=0)
-    text_maps: int = Field(1, ge=1, description="linear maps that an item's text mixes")
+    text_maps: int = Field(1, ge=1, description="above 1: maps that an item's text mixes")
     pool_decay: float | None = Field(0.6, gt=0, le=1, description="recency path; None: none")
     pool_scale: float = Field(3.0, gt=0, description="starting factor of the fused recency path")
     language: Literal["text_space", "projected"] = Field(
@@ -374,7 +374,8 @@ class RunConfig(Section):
             exclude: whole sections that the result does not depend on.
         """
         values = self.model_dump(mode="json", exclude=exclude)
-        del values["evaluation"]["resamples"]  # decides the intervals of a table, not the result
+        # Decides the intervals of a table, not the result.
+        values.get("evaluation", {}).pop("resamples", None)
         for key, before in _SILENT.items():
             *sections, leaf = key.split(".")
             place: Any = values

@@ -931,6 +931,13 @@ COLD = (
         _select("test_rare_gate", "far"),
     ),
     Mutant(
+        "phases_do_not_say_who_is_rare",
+        "padkern/pad/phases.py",
+        "held_out(model, self.valid, hidden, self.train_frequency)",
+        "held_out(model, self.valid, hidden)",
+        _select("test_rare_gate", "who_is_rare"),
+    ),
+    Mutant(
         "every_item_mixes_the_maps_alike",
         "padkern/models/text_maps.py",
         "gate = logits.softmax(1)",

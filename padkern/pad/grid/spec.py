@@ -96,7 +96,9 @@ class Cell:
     def name(self) -> str:
         """Readable, and unlike that of any cell with another configuration: a folder's name."""
         config = self.config
-        if self.method != "pad":  # no other method has a gate that this could act on
+        gate = config.disentangle.gate
+        raises = gate.learned == "heldout" and gate.form != "sigmoid"
+        if self.method != "pad" or not raises:  # nothing that this could act on
             config = config.with_values({"disentangle.gate.rare_tolerance": 0.0}, "name")
         facts = [_FORMAT, self.method, self.data_id, config.facts()]
         return f"{self.dataset}--{self.label}--seed-{self.seed}--{digest(facts)}"

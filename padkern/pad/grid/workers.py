@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from padkern.pad.grid.shared import missing_phases
+from padkern.pad.grid.shared import missing_phases, phases_of
 from padkern.pad.grid.spec import Cell
 from padkern.pad.progress import Reporter
 
@@ -26,14 +26,15 @@ def run_in_processes(
 ) -> Iterator[tuple[Cell, tuple[str, str] | None]]:
     """Runs cells, at most ``jobs`` at a time, each with its share of the processors.
 
-    A cell waits while another trains a phase that it needs: it will find it there.
+    Cells that need few phases go first, and a cell waits for one that trains a phase it needs: it
+    will find it there.
 
     Yields:
         As cells end, the cell and None, or one line of what went wrong and the traceback.
     """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting = list(cells)
+    waiting = sorted(cells, key=lambda cell: len(phases_of(cell)))
     running: dict[Connection, tuple[Cell, Any, set[str]]] = {}
     try:
         while waiting or running:
