@@ -240,15 +240,7 @@ def test_unseen_items_are_raised_as_far_as_the_tolerance_goes(tolerance):
     unseen = phases.bins.unseen_bin
     before = model.gate.logit.detach().clone()
     after = fit_gate(model, held_out(model, phases.valid), phases.config.disentangle.gate, seed=1)
-    scores = {}
-    for factor in UNSEEN_FACTORS:
-        trial = before.clone()
-        trial[unseen] += np.log(factor)
-        set_gate(model, trial)
-        scores[factor] = phases._evaluate(model).metrics()["all"]["ndcg@10"]
-    assert len({round(s, 9) for s in scores.values()}) > 1
-    floor = (1 - tolerance) * max(scores.values())
-    want = max(factor for factor, score in scores.items() if score >= floor - 1e-12)
+    want = ring.largest_within(phases, model, before, unseen, UNSEEN_FACTORS, tolerance)
     raised = (after - before).exp()
     torch.testing.assert_close(raised[unseen], torch.full((3,), want), rtol=1e-4, atol=0)
     rest = torch.arange(len(before)) != unseen

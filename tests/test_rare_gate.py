@@ -54,15 +54,7 @@ def test_rare_items_are_raised_as_far_as_the_tolerance_goes(form, tolerance):
     rows = rare_rows(model, torch.from_numpy(phases.train_frequency), 4)
     assert rows
     after = fitted(phases, model)
-    scores = {}
-    for factor in RARE_FACTORS:
-        trial = before.clone()
-        trial[rows] += np.log(factor)
-        set_gate(model, trial)
-        scores[factor] = phases._evaluate(model).metrics()["all"]["ndcg@10"]
-    assert len({round(s, 9) for s in scores.values()}) > 1
-    floor = (1 - tolerance) * max(scores.values())
-    want = max(factor for factor, score in scores.items() if score >= floor - 1e-12)
+    want = ring.largest_within(phases, model, before, rows, RARE_FACTORS, tolerance)
     if tolerance == 0:
         want = 1.0  # not even where it is for nothing
     raised = (after - before)[rows].exp()
@@ -144,14 +136,7 @@ def test_unseen_items_are_raised_beside_raised_rare_ones():
     rare_factor = float((after - before)[rows].exp().max())
     trial = before.clone()
     trial[rows] += np.log(rare_factor)
-    scores = {}
-    for factor in UNSEEN_FACTORS:
-        with_unseen = trial.clone()
-        with_unseen[unseen] += np.log(factor)
-        set_gate(model, with_unseen)
-        scores[factor] = phases._evaluate(model).metrics()["all"]["ndcg@10"]
-    floor = 0.8 * max(scores.values())
-    want = max(factor for factor, score in scores.items() if score >= floor - 1e-12)
+    want = ring.largest_within(phases, model, trial, unseen, UNSEEN_FACTORS, 0.2)
     raised = (after - before)[unseen].exp()
     torch.testing.assert_close(raised, torch.full_like(raised, want), rtol=1e-4, atol=0)
 
